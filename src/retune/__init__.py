@@ -1,0 +1,1 @@
+"""Retune keeps the soft prompts of a frozen language model in tune with incoming data."""

@@ -1,0 +1,310 @@
+"""Prompt files: one frozen, validated definition per prompt. Light imports only, so that DAG files may read it.
+
+All errors of a file are reported at once, each as `field must be ..., got VALUE (FILE: section)`.
+"""
+
+import hashlib
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from retune.errors import ConfigError
+
+__all__ = [
+    "Augmentation",
+    "BaseModelRef",
+    "Generation",
+    "Policy",
+    "Preprocess",
+    "Prompt",
+    "Schedule",
+    "Source",
+    "Splits",
+    "Tune",
+    "canonical_json",
+    "load_prompt",
+    "load_prompts",
+    "override",
+    "sha256_json",
+]
+
+SHA256 = r"^[0-9a-f]{64}$"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseModelRef(_Section):
+    """The frozen language model: a local folder with its sha256, or a hub id with a full revision."""
+
+    path: str | None = None
+    """Folder, relative to the project."""
+    sha256: Annotated[str | None, Field(pattern=SHA256)] = None
+    """Hash of the folder (see `retune.inference.base_model.folder_sha256`)."""
+    hub: str | None = None
+    """Hub id, ORG/NAME."""
+    revision: Annotated[str | None, Field(pattern=r"^[0-9a-f]{40}$")] = None
+    """Full commit of the hub repository, 40 hex digits."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        local, hub = (self.path, self.sha256), (self.hub, self.revision)
+        if not (all(local) and not any(hub)) and not (all(hub) and not any(local)):
+            raise ValueError("must be either {path, sha256} or {hub, revision}")
+        return self
+
+
+class Source(_Section):
+    """Where new data land, and how to read them where guessing would go wrong."""
+
+    path: str
+    """Folder (relative to the project) or s3://bucket/prefix."""
+    columns: dict[str, str | int] = {}
+    """Prompt field -> column name, or position from 0 in a file without a header. A field left out has its own name as column."""
+    header: bool | None = None
+    """Whether CSV/TSV files start with a header; None: found out per file."""
+    delimiter: Annotated[str | None, Field(min_length=1, max_length=1)] = None
+    """One character between CSV fields; None: found out per file."""
+    quote: Annotated[str | None, Field(max_length=1)] = None
+    """Quote character; an empty string: fields are never quoted; None: found out per file."""
+    encoding: str | None = None
+    """Text encoding; None: UTF-8 where the bytes are valid UTF-8, else found out per file."""
+    max_characters: Annotated[int, Field(ge=1)] = 20_000
+    """A longer text is quarantined."""
+
+
+class Schedule(_Section):
+    """When the prompt is retrained: either trigger suffices."""
+
+    cron: str | None = None
+    """Five-field cron expression, UTC."""
+    on_new_data: bool = True
+    """Run when a dataset revision changes this prompt's data."""
+    min_new_rows: Annotated[int, Field(ge=0)] = 0
+    """Rows kept since the last decided revision, below which a run ends after its first task."""
+
+
+class Splits(_Section):
+    """Shares of the rows, by frozen hash bucket; they add up to 1."""
+
+    train: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.25
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if abs(self.train + self.validation + self.test - 1) > 1e-9:
+            raise ValueError(f"must add up to 1, got {self.train} + {self.validation} + {self.test}")
+        return self
+
+
+class Augmentation(_Section):
+    """Noisy copies of training rows (typos, case, spacing); validation and test rows are never touched."""
+
+    copies: Annotated[int, Field(ge=0, le=10)] = 0
+    """Noisy copies per training row."""
+    seed: int = 0
+
+
+class Preprocess(_Section):
+    min_characters: Annotated[int, Field(ge=1)] = 1
+    """A shorter text is quarantined."""
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """Tokens of the text that the model sees; the rest is cut, and counted in the profile."""
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Jaccard similarity of word 3-grams from which two texts count as near-duplicates."""
+    splits: Splits = Splits()
+    augmentation: Augmentation = Augmentation()
+
+
+class Tune(_Section):
+    method: Literal["prompt_tuning", "none"] = "prompt_tuning"
+    """`none`: the template alone."""
+    num_virtual_tokens: Annotated[int, Field(ge=1, le=1000)] = 20
+    """P, rows of the soft prompt."""
+    init: Literal["text", "sampled_vocabulary", "random"] = "sampled_vocabulary"
+    init_text: str | None = None
+    """Words whose embeddings start the soft prompt (init: text); repeated or cut to P tokens."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.03
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Rows per optimizer step."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    """Optimizer steps of linear warm-up; the rate then falls linearly to 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    validate_every: Annotated[int, Field(ge=1)] = 20
+    """Optimizer steps between passes over the validation split."""
+    seed: Annotated[int, Field(ge=0)] = 13
+
+    @model_validator(mode="after")
+    def _text(self) -> Self:
+        if self.method != "none" and self.init == "text" and not self.init_text:
+            raise ValueError("init: text needs init_text, the words that the soft prompt starts from")
+        return self
+
+
+class Generation(_Section):
+    max_new_tokens: Annotated[int, Field(ge=1)] = 32
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0: greedy."""
+
+
+class Policy(_Section):
+    """What the gate asks of a candidate (`promote:` in the prompt file)."""
+
+    metric: str = "macro_f1"
+    min_gain: Annotated[float, Field(ge=0)] = 0.0
+    """Smallest gain of `metric` over the champion that is worth shipping."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    floors: dict[str, float] = {}
+    """Metric -> least value (greatest, where lower is better)."""
+    max_slice_gap: Annotated[float | None, Field(gt=0)] = None
+    """Largest allowed fall of the metric in any slice against the champion."""
+    min_slice_rows: Annotated[int, Field(ge=1)] = 30
+    """Slices with fewer test rows are reported, not guarded."""
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap resamples."""
+    approval: bool = False
+
+
+class Prompt(_Section):
+    """A prompt file, every default written out."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+    description: str = ""
+    owner: str = ""
+    intended_use: str = ""
+    task: Literal["classification", "generation"]
+    base_model: BaseModelRef
+    source: Source
+    schedule: Schedule = Schedule()
+    template: str
+    """Text with `{text}` and any other input column in braces; no format specs, no attribute access."""
+    target: str
+    """Prompt field that holds the answer."""
+    labels: dict[str, str] = {}
+    """Label -> its words, as the model writes them after the template (mostly with a leading space)."""
+    slices: dict[str, tuple[str, ...] | None] = {}
+    """Slice column -> allowed values (None: any)."""
+    preprocess: Preprocess = Preprocess()
+    tune: Tune = Tune()
+    generation: Generation = Generation()
+    trials: tuple[dict[str, Any], ...] = ({},)
+    """Overrides, one tuning run each."""
+    promote: Policy = Policy()
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _source_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("slices", mode="before")
+    @classmethod
+    def _slice_names(cls, value: Any) -> Any:
+        return dict.fromkeys(value) if isinstance(value, list | tuple) else value
+
+    @field_validator("template")
+    @classmethod
+    def _plain_template(cls, value: str) -> str:
+        try:
+            parts = list(string.Formatter().parse(value))
+        except ValueError as error:
+            raise ValueError(f"must be text with fields in braces: {error}") from None
+        for _, field, spec, conversion in parts:
+            if field is not None and (not field.isidentifier() or spec or conversion):
+                raise ValueError(f"may only hold plain fields such as {{text}}, got {{{field}}}")
+        return value
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Fields that the template names, in order of first appearance."""
+        fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field]
+        return tuple(dict.fromkeys(fields))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.inputs:
+            raise ValueError("template must name an input field, such as {text}")
+        if self.target in self.inputs:
+            raise ValueError(f"template must not name the target {self.target!r}")
+        if self.task == "classification" and len(self.labels) < 2:
+            raise ValueError(f"labels must name at least 2 labels for task: classification, got {len(self.labels)}")
+        if self.task == "generation" and self.labels:
+            raise ValueError("labels belong to task: classification; remove them or change the task")
+        for trial in self.trials:
+            for key in trial:
+                section, _, field = key.partition(".")
+                if section != "tune" or field not in Tune.model_fields:
+                    raise ValueError(f"trials may override tune.*, got {key!r}; known: {', '.join(sorted(Tune.model_fields))}")
+        return self
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no white space: the bytes that are hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_json(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _build(raw: Any, where: str) -> Prompt:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: must be a mapping of fields, got {type(raw).__name__}")
+    try:
+        return Prompt.model_validate(raw)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            location = ".".join(str(part) for part in item["loc"]) or "prompt"
+            value = item["input"]
+            got = "" if isinstance(value, dict | BaseModel) else f", got {value!r}"
+            lines.append(f"{location}: {item['msg'].removeprefix('Value error, ')}{got}")
+        raise ConfigError(f"{where}: {len(lines)} error(s)\n  " + "\n  ".join(lines)) from None
+
+
+def load_prompt(path: Path) -> Prompt:
+    """Reads one prompt file.
+
+    Raises ConfigError with every error of the file at once.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no prompt file {path}; the file's name is the prompt's name with .yaml") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    prompt = _build(raw, str(path))
+    if prompt.name != path.stem:
+        raise ConfigError(f"{path}: name must be {path.stem!r} as the file says, got {prompt.name!r}")
+    return prompt
+
+
+def load_prompts(folder: Path) -> dict[str, Prompt]:
+    """Every `*.yaml` of a folder by name, `*.checks.yaml` apart."""
+    paths = sorted(p for p in folder.glob("*.yaml") if not p.name.endswith(".checks.yaml"))
+    return {path.stem: load_prompt(path) for path in paths}
+
+
+def override(prompt: Prompt, overrides: Mapping[str, Any]) -> Prompt:
+    """The prompt with dotted fields replaced, such as `{"tune.learning_rate": 0.01}`, validated anew.
+
+    Raises ConfigError naming the unknown field or the wrong value.
+    """
+    raw = prompt.model_dump(mode="json")
+    for key, value in overrides.items():
+        *sections, field = key.split(".")
+        place: Any = raw
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or field not in place:
+            raise ConfigError(f"{prompt.name}: no field {key!r} to override; dotted names such as tune.learning_rate are known")
+        place[field] = value
+    return _build(raw, f"prompt {prompt.name} with overrides {dict(overrides)}")

@@ -1,0 +1,96 @@
+"""Typed records that pass between the parts. All turn into plain JSON (`to_json`) and back (`from_json`)."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+__all__ = ["Comparison", "Decision", "Evaluation", "Gate", "Lineage", "Verdict"]
+
+Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
+
+
+class _Record:
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class Lineage(_Record):
+    """What an artifact came from; a few kB, passed between tasks in place of data."""
+
+    data: str
+    """Text of data.dvc."""
+    lock: str
+    """Text of dvc.lock, this prompt's sections only; empty before the first stage."""
+    overrides: dict[str, Any]
+    """Dotted prompt fields that the run replaced."""
+    commit: str
+    """Code commit, or "unknown" without git."""
+    dirty: bool
+    """Whether the checkout held uncommitted changes."""
+    environment: str
+    """sha256 of requirements.lock."""
+    revision: int = -1
+    """Number of the dataset ledger's entry that `data` came from."""
+
+
+@dataclass(frozen=True)
+class Evaluation(_Record):
+    """One release on one test split: the aggregates (per-row results stand in predictions.parquet)."""
+
+    release: str
+    """Release id."""
+    rows: int
+    test_sha256: str
+    """Hash over ordered row ids and references: equal only for the same test rows in the same order."""
+    evaluator: str
+    """Hash of the evaluation code."""
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Label -> precision, recall, f1, rows."""
+    slices: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Slice column -> value -> metrics and rows."""
+
+
+@dataclass(frozen=True)
+class Comparison(_Record):
+    """Paired difference, candidate minus champion, in the direction in which higher is better."""
+
+    metric: str
+    candidate: float
+    champion: float
+    gain: float
+    low: float
+    """Lower end of the one-sided confidence interval of the gain at `confidence`."""
+    high: float
+    """Upper end, likewise."""
+    confidence: float
+    resamples: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Gate(_Record):
+    name: str
+    passed: bool
+    reason: str
+    """One sentence for a person, with the figures."""
+    value: float | None = None
+    threshold: float | None = None
+    low: float | None = None
+    high: float | None = None
+    on_fail: Verdict = "HOLD"
+    """What a failure of this gate turns the verdict into."""
+
+
+@dataclass(frozen=True)
+class Decision(_Record):
+    verdict: Verdict
+    reasons: list[str]
+    gates: list[dict[str, Any]]
+    """Each a `Gate` as JSON."""
+    comparison: dict[str, Any] | None
+    """A `Comparison` as JSON; None where none could be made."""

@@ -1,0 +1,68 @@
+"""Settings from the environment: endpoints and places, never secrets' values. `.env.example` lists them all."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from retune.errors import ConfigError
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    project: Path
+    """Folder with dvc.yaml (RETUNE_PROJECT; else the nearest one above the working directory)."""
+    home: Path
+    """State of the embedded default (RETUNE_HOME; else `.retune` in the project)."""
+    store: str
+    """Folder or s3://bucket/prefix of the DVC remote, ledgers and sections (RETUNE_STORE)."""
+    cache: Path
+    """DVC cache shared by all tasks of a host (RETUNE_CACHE)."""
+    prompts: Path
+    """Folder of the prompt files (RETUNE_PROMPTS)."""
+    base_models: tuple[Path, ...]
+    """Folders in which base models are looked up by hash (RETUNE_BASE_MODELS, separated like PATH)."""
+    tracking_uri: str
+    """MLflow server or database (MLFLOW_TRACKING_URI)."""
+    s3_endpoint: str | None
+    """S3 endpoint where it is not AWS (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL)."""
+    notify_url: str | None
+    """Where failures are POSTed as JSON (RETUNE_NOTIFY_URL)."""
+    require_clean: bool
+    """Refuse to promote a release that was tuned from a dirty checkout (RETUNE_REQUIRE_CLEAN=1)."""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ, cwd: Path | None = None) -> "Settings":
+        """Raises ConfigError if no project is found."""
+        project = Path(environ["RETUNE_PROJECT"]) if environ.get("RETUNE_PROJECT") else _find_project(cwd or Path.cwd())
+        project = project.resolve()
+        if not (project / "dvc.yaml").is_file():
+            raise ConfigError(f"RETUNE_PROJECT must be a folder with dvc.yaml, got {project}")
+        home = (project / environ.get("RETUNE_HOME", ".retune")).resolve()
+        store = environ.get("RETUNE_STORE") or str(home / "store")
+        if "://" not in store:
+            store = str((project / store).resolve())
+        elif not store.startswith("s3://"):
+            raise ConfigError(f"RETUNE_STORE must be a folder or s3://bucket/prefix, got {store!r}")
+        models = environ.get("RETUNE_BASE_MODELS")
+        return cls(
+            project=project,
+            home=home,
+            store=store,
+            cache=(project / environ.get("RETUNE_CACHE", str(home / "cache"))).resolve(),
+            prompts=(project / environ.get("RETUNE_PROMPTS", "prompts")).resolve(),
+            base_models=tuple((project / p).resolve() for p in models.split(os.pathsep)) if models else (project / "examples",),
+            tracking_uri=environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
+            s3_endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,
+            notify_url=environ.get("RETUNE_NOTIFY_URL") or None,
+            require_clean=environ.get("RETUNE_REQUIRE_CLEAN", "0") == "1",
+        )
+
+
+def _find_project(cwd: Path) -> Path:
+    for folder in (cwd, *cwd.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise ConfigError(f"no project here: {cwd} and the folders above it hold no dvc.yaml; go to a Retune checkout or set RETUNE_PROJECT")
