@@ -1,0 +1,48 @@
+"""What the DAG files share: prompt files, assets, schedules, retries, and who is told of a failure. No DAG of its own."""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Asset, AssetOrTimeSchedule, Context, CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
+from retune_notifier import RetuneNotifier
+
+from retune.config import Prompt, load_prompts
+from retune.errors import BadInputError, ConfigError, IntegrityError
+from retune.settings import Settings
+
+PROMPTS = load_prompts(Settings.load().prompts)
+
+DEFAULT_ARGS: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay": timedelta(seconds=20),
+    "retry_policy": ExceptionRetryPolicy(
+        rules=[
+            RetryRule(
+                exception=[BadInputError, ConfigError, IntegrityError],
+                action=RetryAction.FAIL,
+                reason="a retry cannot help: the message says what would",
+            )
+        ]
+    ),
+    "execution_timeout": timedelta(hours=2),
+    "on_failure_callback": [RetuneNotifier()],
+}
+
+
+def data_asset(prompt: str) -> Asset:
+    """Updated by `ingest` whenever a dataset revision changes the prompt's data; its events carry the revision."""
+    return Asset(name=f"data_{prompt}", uri=f"retune://data/{prompt}")
+
+
+def schedule_of(prompt: Prompt) -> Any:
+    """Cron, new data, either, or None: by hand alone."""
+    cron = CronTriggerTimetable(prompt.schedule.cron, timezone="UTC") if prompt.schedule.cron else None
+    if not prompt.schedule.on_new_data:
+        return cron
+    return AssetOrTimeSchedule(timetable=cron, assets=[data_asset(prompt.name)]) if cron else [data_asset(prompt.name)]
+
+
+def triggered_by(context: Context) -> str:
+    """The user who triggered the run, or what did (scheduled, asset_triggered)."""
+    run = context["dag_run"]
+    return run.triggering_user_name or str(run.run_type)

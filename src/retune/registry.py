@@ -1,0 +1,132 @@
+"""MLflow model versions and aliases: a projection of the ledger. One version per release, whatever is retried."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.models.signature import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+from retune.config import Prompt
+from retune.errors import IntegrityError
+from retune.inference.requirements import requirements
+
+__all__ = ["CHAMPION", "PREVIOUS", "Registry"]
+
+CHAMPION, PREVIOUS = "champion", "previous"
+RELEASE = "retune.release"
+"""Tag of a model version: the release id it holds."""
+CODE = ("__init__.py", "config.py", "errors.py", "text.py", "inference")
+"""Parts of the package that travel with a version; enough to predict where Retune is not installed."""
+
+
+class Registry:
+    """The versions of one prompt's registered model."""
+
+    def __init__(self, uri: str, prompt: str) -> None:
+        self.uri = uri
+        self.prompt = prompt
+        self.client = MlflowClient(tracking_uri=uri)
+
+    def find(self, release: str) -> ModelVersion | None:
+        """The version that holds a release. Raises IntegrityError if it is not READY."""
+        found = self.client.search_model_versions(f"name = '{self.prompt}' and tags.`{RELEASE}` = '{release}'")
+        if not found:
+            return None
+        version = min(found, key=lambda v: int(v.version))
+        if version.status != "READY":
+            raise IntegrityError(f"version {version.version} of {self.prompt} is {version.status}: delete it in MLflow, then run again")
+        return version
+
+    def register(self, prompt: Prompt, release: str, folder: Path, run_id: str, tags: Mapping[str, str]) -> str:
+        """Version number of the release, registered if it is not yet. `folder` is the verified release folder."""
+        if version := self.find(release):
+            return str(version.version)
+        model = self._log(prompt, folder, run_id)
+        logged = self.client.get_logged_model(model.model_id)
+        if logged.status != LoggedModelStatus.READY:
+            raise IntegrityError(f"MLflow's model {model.model_id} is {logged.status}, not READY; is its disk full? Run again when mended")
+        try:
+            self.client.create_registered_model(self.prompt, description=prompt.description or None)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = self.client.create_model_version(
+            self.prompt,
+            source=logged.artifact_location,
+            run_id=run_id,
+            model_id=model.model_id,
+            tags={**tags, RELEASE: release},
+            description=f"Release {release[:12]} of prompt {self.prompt}",
+        )
+        found = self.find(release)
+        if found is None or int(found.version) > int(version.version):
+            raise IntegrityError(f"version {version.version} of {self.prompt} does not read back from MLflow by its release {release[:12]}")
+        return str(found.version)
+
+    def _log(self, prompt: Prompt, folder: Path, run_id: str) -> Any:
+        output = "string"
+        columns = [ColSpec(DataType.string, name) for name in prompt.inputs]
+        predictions = [ColSpec(output, "prediction"), *(ColSpec(DataType.double, f"p_{label}") for label in prompt.labels)]
+        package = Path(__file__).parent
+        with tempfile.TemporaryDirectory(prefix="retune-model-") as scratch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code = Path(scratch) / "retune"
+            code.mkdir()
+            for name in CODE:
+                source = package / name
+                if source.is_dir():
+                    shutil.copytree(source, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copyfile(source, code / name)
+            mlflow.set_tracking_uri(self.uri)
+            return Model.log(
+                None,
+                flavor=mlflow.pyfunc,
+                name=self.prompt,
+                run_id=run_id,
+                python_model=str(package / "inference/pyfunc_model.py"),
+                artifacts={"release": str(folder)},
+                code_paths=[str(code)],
+                pip_requirements=requirements(),
+                signature=ModelSignature(inputs=Schema(columns), outputs=Schema(predictions)),
+            )
+
+    def alias(self, name: str) -> ModelVersion | None:
+        try:
+            return self.client.get_model_version_by_alias(self.prompt, name)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def project(self, champion: str, previous: str | None) -> None:
+        """Points the aliases at the ledger's champion and previous versions, and reads them back."""
+        for name, version in ((PREVIOUS, previous), (CHAMPION, champion)):
+            if version is None:
+                continue
+            current = self.alias(name)
+            if current is None or str(current.version) != version:
+                self.client.set_registered_model_alias(self.prompt, name, version)
+            current = self.alias(name)
+            if current is None or str(current.version) != version:
+                raise IntegrityError(f"alias {name} of {self.prompt} must read back as version {version}; set it in MLflow or run again")
+
+    def predict(self, alias: str, frame: pd.DataFrame, base_models: tuple[Path, ...]) -> pd.DataFrame:
+        """Loads the aliased version as any MLflow user would, and predicts."""
+        mlflow.set_tracking_uri(self.uri)
+        os.environ.setdefault("RETUNE_BASE_MODELS", os.pathsep.join(map(str, base_models)))
+        model = mlflow.pyfunc.load_model(f"models:/{self.prompt}@{alias}")
+        result: pd.DataFrame = model.predict(frame)
+        return result

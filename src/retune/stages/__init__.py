@@ -1,0 +1,50 @@
+"""The stages of dvc.yaml, each a module that runs as a process of its own: `python -m retune.stages.<stage> <prompt>`."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from retune.config import Prompt, load_prompt, sha256_json
+from retune.errors import BadInputError, ConfigError, IntegrityError
+
+__all__ = ["BAD_INPUT", "code_sha256", "run_stage", "whole_folder"]
+
+BAD_INPUT = "retune-bad-input "
+"""Starts the line by which a stage tells its parent process that a retry cannot help; JSON of error and message follows."""
+
+
+def run_stage(stage: Callable[[Prompt], None]) -> None:
+    """Runs a stage on the prompt named on the command line; exit code 3 if a retry cannot help."""
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: python -m {stage.__module__} PROMPT")
+    try:
+        stage(load_prompt(Path("prompts") / f"{sys.argv[1]}.yaml"))
+    except (BadInputError, ConfigError, IntegrityError) as error:
+        print(BAD_INPUT + json.dumps([type(error).__name__, str(error)]), file=sys.stderr, flush=True)
+        sys.exit(3)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that gets its final name only when the block has ended well."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def code_sha256(stage: str, prompt: str) -> str:
+    """Hash of the source files that dvc.yaml names for a stage."""
+    text = Path("dvc.yaml").read_text("utf-8").replace("${item}", prompt)
+    paths = [Path(d) for d in yaml.safe_load(text)["stages"][stage]["do"]["deps"] if d.startswith("src/")]
+    files = [f for p in paths for f in ([p] if p.is_file() else sorted(p.rglob("*"))) if f.is_file() and "__pycache__" not in f.parts]
+    return sha256_json({f.as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files})

@@ -1,0 +1,44 @@
+"""Stage evaluate: a release and the test split in, a prediction per row and the metrics out.
+
+Reads::
+
+    artifacts/<prompt>/dataset/test.parquet
+    artifacts/<prompt>/release/    template, labels and generation settings come from its own prompt.yaml
+    prompts/<prompt>.yaml          labels and slices of today
+
+Writes::
+
+    artifacts/<prompt>/predictions.parquet   id, group, slices, target, prediction, p_<label>
+    artifacts/<prompt>/metrics.json          an `Evaluation`
+
+Holds no time or host: what is timed is measured elsewhere. Raises: IntegrityError if the release or its base model is not what was
+recorded. Retry: safe.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from retune.config import Prompt
+from retune.evaluation import evaluate
+from retune.inference.predictor import Predictor
+from retune.stages import code_sha256, run_stage
+
+
+def main(prompt: Prompt) -> None:
+    artifacts = Path(f"artifacts/{prompt.name}")
+    test = pd.read_parquet(artifacts / "dataset/test.parquet")
+    folders = [Path(p) for p in os.environ.get("RETUNE_BASE_MODELS", "").split(os.pathsep) if p]
+    predictor = Predictor.load(artifacts / "release", base_models=folders, project=Path.cwd())
+    known = test[["id", "group", *prompt.slices, prompt.target]].rename(columns={prompt.target: "target"})
+    predictions = pd.concat([known.reset_index(drop=True), predictor.predict(test).reset_index(drop=True)], axis=1)
+    evaluation = evaluate(predictions, prompt, predictor.release.id, code_sha256("evaluate", prompt.name))
+    predictions.to_parquet(artifacts / "predictions.parquet", index=False)
+    (artifacts / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1, sort_keys=True), "utf-8")
+    print("  ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items()), flush=True)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,59 @@
+"""Stage preprocess: dataset parts in, three splits and a profile out.
+
+Reads::
+
+    data/<prompt>/*.parquet        parts as ingest wrote them
+
+Writes::
+
+    artifacts/<prompt>/dataset/
+        train.parquet  validation.parquet  test.parquet
+        report.json                rows in and out, duplicates, contradictions, lengths
+        profile.html               the same as a page
+        inputs.json                hashes of what the splits were made from
+
+Raises: BadInputError without rows or with an empty split. Retry: safe; the folder appears whole or not at all.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from retune.config import Prompt, sha256_json
+from retune.data.preprocess import preprocess
+from retune.data.profile import profile_page
+from retune.errors import BadInputError
+from retune.inference.base_model import find_base_model, load_tokenizer
+from retune.stages import run_stage, whole_folder
+
+
+def main(prompt: Prompt) -> None:
+    parts = sorted(Path(f"data/{prompt.name}").glob("*.parquet"))
+    if not parts:
+        raise BadInputError(f"data/{prompt.name} holds no rows; land files in {prompt.source.path} and run the DAG `ingest`")
+    rows = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    tokenizer = load_tokenizer(find_base_model(prompt.base_model, Path.cwd(), ()))
+    result = preprocess(rows, prompt, lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
+    splits = {"train": result.train, "validation": result.validation, "test": result.test}
+    for name, frame in splits.items():
+        print(f"{name}: {len(frame)} rows", flush=True)
+        if frame.empty:
+            raise BadInputError(
+                f"the {name} split of {prompt.name} is empty with {len(rows)} rows; land more or widen preprocess.splits.{name}"
+            )
+    with whole_folder(Path(f"artifacts/{prompt.name}/dataset")) as folder:
+        for name, frame in splits.items():
+            frame.to_parquet(folder / f"{name}.parquet", index=False)
+        (folder / "report.json").write_text(json.dumps(result.report, indent=1, sort_keys=True, ensure_ascii=False), "utf-8")
+        (folder / "profile.html").write_text(profile_page(result.report, prompt), "utf-8")
+        inputs = {
+            "data": sha256_json({part.name: hashlib.sha256(part.read_bytes()).hexdigest() for part in parts}),
+            "preprocess": sha256_json(prompt.preprocess.model_dump(mode="json")),
+        }
+        (folder / "inputs.json").write_text(json.dumps(inputs, sort_keys=True), "utf-8")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,105 @@
+"""Stage tune: train and validation splits in, a release and its curve out.
+
+Reads::
+
+    artifacts/<prompt>/dataset/train.parquet  validation.parquet  inputs.json
+    prompts/<prompt>.yaml          resolved: the trial's overrides stand in it
+    the base model                 verified by hash
+
+Writes::
+
+    artifacts/<prompt>/release/    manifest.json, prompt.yaml, adapter/ (none for method: none)
+    artifacts/<prompt>/curve.csv   step, epoch, train_loss, validation_loss, learning_rate
+
+Streams the curve and system metrics to the MLflow run in MLFLOW_RUN_ID, where there is one. A server that is away does not stop the tuning:
+the parent task compares and logs the curve from the file. Raises: IntegrityError on a wrong base model. Retry: safe.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from retune.config import Prompt, sha256_json
+from retune.inference.base_model import find_base_model, load_base
+from retune.inference.release import write_release
+from retune.prompt_tuning import tune
+from retune.stages import code_sha256, run_stage
+
+COLUMNS = ("step", "epoch", "train_loss", "validation_loss", "learning_rate")
+
+
+@contextmanager
+def _stream() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that prints a curve row and sends it to the MLflow run handed down."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+
+    def show(row: dict[str, Any]) -> None:
+        if row.get("validation_loss") is not None:
+            print("  ".join(f"{k} {row[k]:.4g}" for k in COLUMNS if row.get(k) is not None), flush=True)
+
+    if not run_id:
+        yield show
+        return
+    import mlflow  # a second of start-up that a run by hand does not need
+
+    broken = False
+    pending: list[dict[str, Any]] = []
+    sent = time.monotonic()
+
+    def flush() -> None:
+        nonlocal broken, sent
+        metrics = [
+            mlflow.entities.Metric(k, float(row[k]), int(row["time"] * 1000), int(row["step"]))
+            for row in pending
+            for k in COLUMNS[1:]
+            if row.get(k) is not None
+        ]
+        pending.clear()
+        sent = time.monotonic()
+        try:
+            for start in range(0, len(metrics), 500):
+                mlflow.MlflowClient().log_batch(run_id, metrics=metrics[start : start + 500])
+        except mlflow.exceptions.MlflowException as error:
+            broken = True
+            print(f"MLflow is away ({error}); tuning goes on, the curve follows from its file", file=sys.stderr, flush=True)
+
+    def send(row: dict[str, Any]) -> None:
+        show(row)
+        if broken:
+            return
+        pending.append({**row, "time": time.time()})
+        if row.get("validation_loss") is not None or time.monotonic() - sent > 2:
+            flush()
+
+    with mlflow.start_run(run_id=run_id, log_system_metrics=True):
+        yield send
+        if pending and not broken:
+            flush()
+
+
+def main(prompt: Prompt) -> None:
+    artifacts = Path(f"artifacts/{prompt.name}")
+    splits = {name: pd.read_parquet(artifacts / f"dataset/{name}.parquet") for name in ("train", "validation")}
+    base = load_base(find_base_model(prompt.base_model, Path.cwd(), ()))
+    with _stream() as send:
+        result = tune(base, prompt, splits["train"].to_dict("records"), splits["validation"].to_dict("records"), send)
+    inputs = json.loads((artifacts / "dataset/inputs.json").read_text("utf-8")) | {
+        "code": code_sha256("tune", prompt.name),
+        "environment": hashlib.sha256(Path("requirements.lock").read_bytes()).hexdigest(),
+        "parameters": sha256_json(prompt.tune.model_dump(mode="json")),
+    }
+    release = write_release(artifacts / "release", prompt, result.soft_prompt, base, inputs)
+    pd.DataFrame(result.curve, columns=list(COLUMNS)).to_csv(artifacts / "curve.csv", index=False)
+    print(f"release {release}: best step {result.best_step} of {result.steps}", flush=True)
+
+
+if __name__ == "__main__":
+    run_stage(main)

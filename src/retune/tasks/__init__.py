@@ -1,0 +1,1 @@
+"""What Airflow's tasks do, one function each: plain JSON in, plain JSON out, no Airflow inside."""

@@ -1,0 +1,106 @@
+"""The task of the DAG `ingest`: a prompt's landing zone in, a dataset revision out, if anything is new."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from retune.config import Prompt, load_prompt
+from retune.data.ingest import ObjectResult, ingest_object, new_or_changed
+from retune.data.read import open_objects
+from retune.errors import ConflictError
+from retune.ledger import Entry, Ledger
+from retune.settings import Settings
+from retune.store import s3_client
+from retune.tasks.context import Json
+from retune.workspace import EMPTY_DATA, Workspaces
+
+__all__ = ["ingest"]
+
+ATTEMPTS = 10
+"""How often a lost race for the dataset ledger's head is rebased; other prompts ingest at the same time."""
+
+
+def ingest(name: str, dag_run_id: str, by: str, log: Callable[[str], None] = print) -> Json | None:
+    """Reads new or changed objects of one prompt and appends a dataset revision; None if nothing is new.
+
+    Returns the revision's number and the rows of the prompt. Raises BadInputError on objects that cannot be read at all, StageError if
+    an object was replaced while it was read (a retry reads it again). Retry: nothing is versioned twice.
+    """
+    settings = Settings.load()
+    prompt = load_prompt(settings.prompts / f"{name}.yaml")
+    workspaces = Workspaces(settings, log)
+    ledger = Ledger(workspaces.store, "dataset")
+    head = ledger.head()
+    known = _known(head, name)
+    source = prompt.source.path
+    client = s3_client(settings.s3_endpoint) if source.startswith("s3://") else None
+    objects = open_objects(source if client else str(settings.project / source), client)
+    todo = new_or_changed(objects, known)
+    if not todo:
+        log(f"{name}: nothing new in {source} ({len(objects)} object(s), all known)")
+        return None
+    with tempfile.TemporaryDirectory(prefix="retune-ingest-") as scratch:
+        results = []
+        sequence = max((o["sequence"] for o in known.values()), default=0)
+        for item in todo:
+            earlier = known.get(item.key)
+            sequence += earlier is None
+            result = ingest_object(prompt, item, earlier["sequence"] if earlier else sequence, Path(scratch))
+            _report(result, log)
+            results.append(result)
+        entry = _append(workspaces, ledger, prompt, results, Path(scratch), dag_run_id, by)
+    rows = entry.body["rows"][name]
+    log(f"{name}: dataset revision {entry.n}, {rows} rows")
+    return {"prompt": name, "revision": entry.n, "rows": rows, "objects": [r.key for r in results]}
+
+
+def _report(result: ObjectResult, log: Callable[[str], None]) -> None:
+    log(
+        f"{result.key}: {result.rows} rows = {result.kept} kept + {result.duplicates} duplicates + {sum(result.quarantined.values())} quarantined"
+    )
+    for assumption in result.assumptions:
+        log(f"  assumed: {assumption}")
+    for kind, count in sorted(result.quarantined.items()):
+        log(f"  quarantined: {count} x {kind}")
+    if any(result.redacted.values()):
+        log("  redacted: " + ", ".join(f"{count} {kind}" for kind, count in sorted(result.redacted.items()) if count))
+
+
+def _known(head: Entry | None, name: str) -> dict[str, Any]:
+    return dict(head.body["objects"].get(name, {})) if head else {}
+
+
+def _append(
+    workspaces: Workspaces, ledger: Ledger, prompt: Prompt, results: list[ObjectResult], scratch: Path, dag_run_id: str, by: str
+) -> Entry:
+    """Adds the parts to the revision of this moment and appends the ledger's entry; rebases if another prompt was quicker."""
+    name = prompt.name
+    add, records = {}, {}
+    for result in results:
+        files = {}
+        if result.part:
+            files[f"{name}/{result.part}"] = scratch / result.part
+        if result.quarantine:
+            files[f"_quarantine/{name}/{result.quarantine}"] = scratch / "quarantine" / result.quarantine
+        add |= files
+        records[result.key] = result.to_json() | {"files": sorted(files)}
+    for _ in range(ATTEMPTS):
+        head = ledger.head()
+        objects = _known(head, name)
+        stale = {f for key in records if key in objects for f in objects[key]["files"]}
+        objects |= records
+        kept_files = {f for o in objects.values() for f in o["files"]}
+        data = workspaces.add_data(head.body["data"] if head else EMPTY_DATA, add, tuple(sorted(stale - kept_files)))
+        body = {
+            "data": data,
+            "rows": {**(head.body["rows"] if head else {}), name: sum(o["kept"] for o in objects.values())},
+            "objects": {**(head.body["objects"] if head else {}), name: objects},
+            "prompts_changed": [name],
+            "dag_run_id": dag_run_id,
+        }
+        try:
+            return ledger.append("revision", by, f"{len(results)} landed object(s) of {name}", body, head)
+        except ConflictError:
+            continue
+    raise ConflictError(f"the dataset ledger changed {ATTEMPTS} times while {name} was ingested; run it again")

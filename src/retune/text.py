@@ -1,0 +1,158 @@
+"""Personal data out, one spelling of white space: what every text goes through, at preprocessing and at serving alike.
+
+`clean` is that one way, and `clean(clean(x)) == clean(x)`. `redact` leaves ordinary text as it stands (line breaks, entities) and is what
+ingest applies before anything is versioned; `clean(redact(x)) == clean(x)`.
+"""
+
+import html
+import re
+import unicodedata
+from collections import Counter
+from html.entities import html5
+
+__all__ = ["CARD", "MAIL", "PHONE", "clean", "normalise", "redact"]
+
+MAIL = "<mail>"
+PHONE = "<phone>"
+CARD = "<card>"
+
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_SPACE = re.compile(r"\s+")
+# Control characters, soft hyphen, zero-width and direction marks, lone surrogates, tag characters.
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+# Bounded repetition keeps each pattern linear on long runs of one character.
+_MAIL = re.compile(r"\w[\w.+%'’-]{0,63}@(?:[\w-]{1,63}\.){1,8}(?:xn--[\w-]{1,59}|[^\W\d_]{2,24})")
+_DIGIT_RUN = re.compile(r"(?<!\d)\d(?:[ \u00a0.-]?\d){12,}")
+_DIGITS = re.compile(r"\d+")
+
+_LEFT = r"(?<![\w#$€£¥+])(?<!\w-)(?<!\d[./,:])"
+_RIGHT = r"(?!\w)(?![-./,:]\d)"
+_EXTENSION = r"(?:\s?(?:x|ext\.?)\s?\d{1,5})?"
+_GAP = r"[ \u00a0.()/-]{0,3}"
+_PHONES = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # International: +1 (555) 123-4567, +49 (0)30 1234567, 0044 20 7946 0958
+        rf"(?<!\w)\(?\+\(?1(?:{_GAP}\d){{10}}(?!\d){_EXTENSION}",
+        rf"(?<!\w)\(?\+\(?[1-9](?:{_GAP}\d){{6,14}}(?!\d)",
+        rf"{_LEFT}00[1-9](?:{_GAP}\d){{7,14}}{_RIGHT}",
+        # North American: (555) 123-4567, 555.123.4567, 1-800-555-0199
+        rf"{_LEFT}(?:1[-. ])?(?:\(\d{{3}}\)[-. ]?|\d{{3}}[-. ])\d{{3}}[-. ]\d{{4}}{_EXTENSION}{_RIGHT}",
+        rf"{_LEFT}[2-9]\d{{2}}-\d{{4}}{_RIGHT}",
+        # With a trunk zero: 030 1234567, (0171) 123-4567, 06 12 34 56 78, 01711234567
+        rf"{_LEFT}\(?0[1-9]\d{{0,4}}\)?(?:[ \u00a0./-]{{1,3}}\d{{2,8}}){{1,5}}{_RIGHT}",
+        rf"{_LEFT}0[1-9]\d{{8,10}}{_RIGHT}",
+    )
+)
+# Any seven digits or more that the words before them call a phone number.
+_CALLED = re.compile(
+    r"(\b(?:tele)?phone|\btel|\bmobile|\bcell|\bfax|\bwhatsapp|\bcall|\bring|\breach)"
+    r"((?:[\s.:]{1,3}(?:no|number|is|me|us|at|on|under)\b){0,4}[\s.:]{1,3})\d(?:[ .-]?\d){6,14}(?!\w)",
+    re.IGNORECASE,
+)
+_DATE_OR_TIME = re.compile(
+    r"(?<!\d)(?:(?:0?[1-9]|[12]\d|3[01])([./ -])(?:0?[1-9]|[12]\d|3[01])\1(?:19|20)\d\d|\d{1,2}[.]\d\d ?- ?\d{1,2}[.]\d\d)(?!\d)"
+)
+_DOTTED_QUAD = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
+
+
+def normalise(text: str) -> str:
+    """NFC, entities unescaped, control and zero-width characters removed, white space runs to one space, stripped. Idempotent."""
+    while True:
+        before = text
+        text = _ENTITY.sub(_unescape, text)
+        text = _INVISIBLE.sub("", _SPACE.sub(" ", text))
+        text = unicodedata.normalize("NFC", " ".join(text.split()))
+        if text == before:
+            return text
+
+
+def redact(text: str) -> tuple[str, Counter[str]]:
+    """The text with personal data replaced by `<mail>`, `<phone>` and `<card>`, and how many of each. Idempotent.
+
+    Data that only appear once the text is normalised (`john&#64;example.org`, a zero-width space in a number) are found too; such a text
+    comes back normalised.
+    """
+    counts: Counter[str] = Counter()
+    while True:
+        text = _redact_visible(text, counts)
+        plain = normalise(text)
+        redacted = _redact_visible(plain, counts)
+        if redacted == plain:
+            return text, counts
+        text = redacted
+
+
+def clean(text: str) -> str:
+    """The text as the model sees it: redacted, then normalised. Idempotent."""
+    return normalise(redact(text)[0])
+
+
+def _unescape(match: re.Match[str]) -> str:
+    entity = match[0]
+    return html.unescape(entity) if entity[1] == "#" else html5.get(entity[1:], entity)
+
+
+def _redact_visible(text: str, counts: Counter[str]) -> str:
+    # Until nothing is found: a replacement can uncover the boundary that its neighbour lacked.
+    while True:
+        before = text
+        if "@" in text:
+            text, found = _MAIL.subn(MAIL, text)
+            counts["mail"] += found
+        if _DIGITS.search(text):
+            text = _DIGIT_RUN.sub(lambda match: _redact_cards(match[0], counts), text)
+            for pattern in _PHONES:
+                text = pattern.sub(lambda match: _redact_phone(match[0], counts), text)
+            text, found = _CALLED.subn(rf"\1\2{PHONE}", text)
+            counts["phone"] += found
+        if text == before:
+            return text
+
+
+def _redact_phone(found: str, counts: Counter[str]) -> str:
+    digits = sum(character.isdigit() for character in found)
+    if found.lstrip("(").startswith("0") and not 9 <= digits <= 17:
+        return found
+    if not found.lstrip("(").startswith("+") and (_DATE_OR_TIME.search(found) or _DOTTED_QUAD.fullmatch(found)):
+        return found
+    counts["phone"] += 1
+    return PHONE
+
+
+def _redact_cards(run: str, counts: Counter[str]) -> str:
+    """Replaces the whole groups of a run of digits that together make a card number: 13 to 19 digits, Luhn-valid."""
+    groups = list(_DIGITS.finditer(run))
+    parts, position, first = [], 0, 0
+    while first < len(groups):
+        last = _card_end(groups, first)
+        if last is None:
+            first += 1
+            continue
+        parts += [run[position : groups[first].start()], CARD]
+        position, first = groups[last].end(), last + 1
+        counts["card"] += 1
+    return "".join(parts) + run[position:]
+
+
+def _card_end(groups: list[re.Match[str]], first: int) -> int | None:
+    """Index of the last group of the longest card number that starts at group `first`."""
+    digits, found = "", None
+    for last in range(first, min(first + 19, len(groups))):
+        digits += groups[last][0]
+        if len(digits) > 19:
+            break
+        if len(digits) >= 13 and _luhn(digits):
+            found = last
+    return found
+
+
+def _luhn(digits: str) -> bool:
+    total = 0
+    for place, digit in enumerate(reversed(digits)):
+        value = int(digit) * (1 + place % 2)
+        total += value - 9 if value > 9 else value
+    return total % 10 == 0

@@ -1,0 +1,133 @@
+"""MLflow runs: one per DAG run, with a nested run per trial; found by key and reopened on retry, so that a retry doubles nothing."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+
+__all__ = ["Tracker", "log_curve"]
+
+KEY = "retune.key"
+"""Tag that identifies a run; the same key never gets a second run."""
+TABLE_ROWS = 1000
+"""Rows of a table that MLflow's page shows; the whole stands in the Parquet artifact."""
+
+
+def log_curve(client: MlflowClient, run_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes curve rows (step and metric columns; empty ones left out) as one batch per 500 metrics."""
+    metrics = [
+        Metric(name, float(value), int(float(row.get("time", 0)) * 1000), int(row["step"]))
+        for row in rows
+        for name, value in row.items()
+        if name not in ("step", "time") and value is not None and value == value and value != ""
+    ]
+    for start in range(0, len(metrics), 500):
+        client.log_batch(run_id, metrics=metrics[start : start + 500])
+
+
+class Tracker:
+    """The runs of one prompt's experiment.
+
+    Every method raises MlflowException if the server cannot be reached after MLflow's own retries.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.client = MlflowClient(tracking_uri=uri)
+        self.experiment = experiment
+
+    def experiment_id(self) -> str:
+        found = self.client.get_experiment_by_name(self.experiment)
+        return found.experiment_id if found else self.client.create_experiment(self.experiment)
+
+    def find(self, key: str) -> Run | None:
+        """The run with this key, whatever its state."""
+        runs = self.client.search_runs(
+            [self.experiment_id()], f"tags.`{KEY}` = '{key}'", max_results=1, order_by=["attribute.start_time ASC"]
+        )
+        return runs[0] if runs else None
+
+    def open(self, key: str, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
+        """Id of the run with this key, created or reopened, in state RUNNING."""
+        all_tags = {**tags, KEY: key, **({"mlflow.parentRunId": parent} if parent else {})}
+        if run := self.find(key):
+            self.client.update_run(run.info.run_id, status="RUNNING")
+            self.client.log_batch(run.info.run_id, tags=[RunTag(k, v) for k, v in all_tags.items()])
+            return run.info.run_id
+        return self.client.create_run(self.experiment_id(), tags=all_tags, run_name=name).info.run_id
+
+    def close(self, run_id: str, status: str = "FINISHED") -> None:
+        self.client.set_terminated(run_id, status)
+
+    @contextmanager
+    def closing(self, run_id: str, done: bool = True) -> Iterator[None]:
+        """Marks the run FAILED if the block raises, FINISHED at its end if `done`."""
+        try:
+            yield
+        except BaseException:
+            self.close(run_id, "FAILED")
+            raise
+        if done:
+            self.close(run_id)
+
+    def params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        """Parameters; a nested mapping becomes dotted names. Logging the same value again is allowed, another is MLflow's error."""
+        flat = {name: str(value)[:6000] for name, value in _flatten(values)}
+        self.client.log_batch(run_id, params=[Param(name, value) for name, value in flat.items()])
+
+    def metrics(self, run_id: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.client.log_metric(run_id, name, value)
+
+    def tags(self, run_id: str, values: Mapping[str, Any]) -> None:
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+        self.client.log_batch(run_id, tags=[RunTag(name, text[:8000]) for name, text in texts.items()])
+
+    def dataset(self, run_id: str, name: str, digest: str, source: Mapping[str, Any], rows: int, context: str) -> None:
+        """DVC's digest as a dataset input (MLflow's own digest sees the first 10,000 rows only)."""
+        entity = Dataset(
+            name=name, digest=digest[:36], source_type="dvc", source=json.dumps(source), schema=None, profile=json.dumps({"num_rows": rows})
+        )
+        self.client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+
+    def curve(self, run_id: str, rows: list[dict[str, Any]]) -> None:
+        """Logs the curve unless its last step is there already: a stage that ran has streamed it, a restored one has not."""
+        if not rows:
+            return
+        metric = next((m for m in ("validation_loss", "train_loss") if rows[-1].get(m) is not None), None)
+        if metric and any(m.step == int(rows[-1]["step"]) for m in self.client.get_metric_history(run_id, metric)):
+            return
+        log_curve(self.client, run_id, rows)
+
+    def text(self, run_id: str, text: str, file: str) -> None:
+        self.client.log_text(run_id, text, file)
+
+    def json(self, run_id: str, value: Any, file: str) -> None:
+        self.client.log_dict(run_id, value, file)
+
+    def file(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        self.client.log_artifact(run_id, str(path), folder)
+
+    def figure(self, run_id: str, png: bytes, file: str, scratch: Path) -> None:
+        path = scratch / Path(file).name
+        path.write_bytes(png)
+        parent = Path(file).parent.as_posix()
+        self.client.log_artifact(run_id, str(path), None if parent == "." else parent)
+
+    def table(self, run_id: str, frame: pd.DataFrame, file: str) -> None:
+        """The first rows as a table that MLflow's page shows; `file` ends in .json."""
+        head = frame.head(TABLE_ROWS)
+        body = {"columns": list(head.columns), "data": json.loads(head.to_json(orient="values"))}
+        self.client.log_dict(run_id, body, file)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,410 @@
+"""Runs one DVC stage in a private workspace and passes lineage on. The only module that knows DVC.
+
+A stage is looked up in the store's section index first, by the hash of its command, dependencies and parameters. What is found there was
+executed, pushed and read back before, so it is restored without starting DVC. What is not found runs as `dvc repro` in a temporary
+folder, in a guarded process group, is pushed, read back, and only then enters the index.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from retune.config import Prompt, sha256_json
+from retune.errors import BadInputError, ConfigError, IntegrityError, StageError
+from retune.guard import run_guarded
+from retune.records import Lineage
+from retune.settings import Settings
+from retune.stages import BAD_INPUT
+from retune.store import Store, open_store
+
+__all__ = ["EMPTY_DATA", "StageRun", "Workspaces", "code_state"]
+
+REMOTE = "dvc"
+"""Prefix of the DVC remote in the store."""
+EMPTY_DIR = "d751713988987e9331980363e24189ce.dir"
+"""DVC's hash of a folder without files."""
+EMPTY_DATA = yaml.safe_dump({"outs": [{"md5": EMPTY_DIR, "size": 0, "nfiles": 0, "hash": "md5", "path": "data"}]}, sort_keys=False)
+"""Text of a data.dvc that holds nothing yet."""
+
+_DVC = "import sys\nfrom dvc.cli import main\nsys.exit(main(sys.argv[1:]))"
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What became of a stage."""
+
+    lineage: Lineage
+    key: str
+    """Hash of command, dependencies and parameters."""
+    restored: bool
+    """True if no stage code ran."""
+    seconds: float
+
+
+def code_state(project: Path) -> tuple[str, bool]:
+    """Commit of the checkout and whether it holds uncommitted changes; RETUNE_CODE_COMMIT names it where there is no git."""
+    if commit := os.environ.get("RETUNE_CODE_COMMIT"):
+        return commit, False
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", True
+    return head, bool(changes.strip())
+
+
+class Workspaces:
+    """Private workspaces over one project, store and host cache."""
+
+    def __init__(self, settings: Settings, log: Callable[[str], None] = print) -> None:
+        self.settings = settings
+        self.store: Store = open_store(settings.store, settings.s3_endpoint)
+        self.log = log
+
+    # ---- lineage
+
+    def lineage(self, data: str, revision: int, overrides: Mapping[str, Any] | None = None) -> Lineage:
+        """The lineage of a run that starts from a dataset revision, before its first stage."""
+        commit, dirty = code_state(self.settings.project)
+        environment = _file_sha256(self.settings.project / "requirements.lock")
+        return Lineage(data, "", dict(overrides or {}), commit, dirty, environment, revision)
+
+    def section(self, lineage: Lineage, stage: str, prompt: str) -> dict[str, Any]:
+        """The stage's section of the lineage's dvc.lock. Raises IntegrityError if the lineage has none."""
+        sections = _sections(lineage.lock)
+        name = f"{stage}@{prompt}"
+        if name not in sections:
+            raise IntegrityError(f"lineage has no section {name!r}; it has {', '.join(sections) or 'none'}")
+        return sections[name]
+
+    def with_output(self, lineage: Lineage, prompt: Prompt, stage: str, outs: list[dict[str, Any]]) -> Lineage:
+        """The lineage with `stage` replaced by a minimal section that has `outs`: an earlier release beside today's code."""
+        command = self._stage(stage, prompt.name)["cmd"]
+        return _lay(lineage, f"{stage}@{prompt.name}", {"cmd": command, "outs": outs})
+
+    # ---- outputs, straight from the content-addressed remote
+
+    def files(self, lineage: Lineage, path: str) -> dict[str, str]:
+        """Files under a tracked path: relative path ("" for a file itself) -> md5.
+
+        Raises IntegrityError if the lineage does not know the path.
+        """
+        for out in _outs(lineage):
+            inside = _relative(path, out["path"])
+            if inside is None:
+                continue
+            if not out["md5"].endswith(".dir"):
+                return {"": out["md5"]}
+            listing = {item["relpath"]: item["md5"] for item in json.loads(self._object(out["md5"]))}
+            if inside == "":
+                return listing
+            if inside in listing:
+                return {"": listing[inside]}
+            return {name[len(inside) + 1 :]: md5 for name, md5 in listing.items() if name.startswith(inside + "/")}
+        raise IntegrityError(f"lineage does not track {path!r}")
+
+    def read(self, lineage: Lineage, path: str) -> bytes:
+        """One tracked file, its hash verified."""
+        files = self.files(lineage, path)
+        if set(files) != {""}:
+            raise IntegrityError(f"{path!r} is not one file in this lineage but {len(files)}")
+        return self._object(files[""])
+
+    def fetch(self, lineage: Lineage, path: str, target: Path) -> Path:
+        """A tracked folder's files, hashes verified, laid under `target`."""
+        for name, md5 in self.files(lineage, path).items():
+            place = target / _safe(name) if name else target
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(self._object(md5))
+        return target
+
+    def _object(self, md5: str) -> bytes:
+        """Bytes of a DVC object, from the host's cache or the remote."""
+        name = f"files/md5/{md5[:2]}/{md5[2:]}"
+        cached = self.settings.cache / name
+        if cached.is_file():
+            data = cached.read_bytes()
+            if hashlib.md5(data, usedforsecurity=False).hexdigest() == md5.removesuffix(".dir"):
+                return data
+        data = self.store.get(f"{REMOTE}/{name}")
+        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if found != md5.removesuffix(".dir"):
+            raise IntegrityError(
+                f"object {name} in the store has hash {found}: it was changed or cut after it was pushed; restore it from a backup"
+            )
+        return data
+
+    # ---- stages
+
+    def run(self, stage: str, prompt: Prompt, lineage: Lineage, environment: Mapping[str, str] | None = None) -> StageRun:
+        """Reproduces one stage and returns the lineage that includes it.
+
+        `prompt` is resolved: its fields are the parameters that count. `environment` is handed to the stage's process.
+        Raises StageError if the stage failed (its output is in the log), IntegrityError if what was pushed does not read back.
+        Retry: safe at any point; a finished stage is restored.
+        """
+        start = time.monotonic()
+        name = f"{stage}@{prompt.name}"
+        key = self._key(stage, prompt, lineage)
+        index = f"sections/{prompt.name}/{stage}/{key}.json"
+        if self.store.exists(index):
+            laid = _lay(lineage, name, json.loads(self.store.get(index)))
+            if missing := self._missing(laid, stage, prompt.name):
+                self.log(f"{name}: {len(missing)} recorded object(s) are gone from the store ({missing[0]}, ...): running it again")
+            else:
+                self.log(f"{name}: restored by key {key[:12]}, nothing executed")
+                return StageRun(laid, key, True, time.monotonic() - start)
+        with self._workspace(lineage, prompt, stage) as folder:
+            self._dvc(folder, ["repro", "--pull", "--no-run-cache", "-s", name], environment)
+            section = _sections((folder / "dvc.lock").read_text("utf-8"))[name]
+            self._dvc(folder, ["push", "-q", name])
+            laid = _lay(lineage, name, section)
+            self._verify(laid, stage, prompt.name)
+            if self._key(stage, prompt, lineage) != key:
+                raise StageError(f"the code or files that {name} depends on changed while it ran; run it again")
+            self.store.put(index, json.dumps(section, sort_keys=True).encode())
+        return StageRun(laid, key, False, time.monotonic() - start)
+
+    def add_data(self, data: str, add: Mapping[str, Path], remove: tuple[str, ...] = ()) -> str:
+        """The data.dvc text after adding and removing files under `data/`, pushed and read back.
+
+        `add` maps paths relative to `data/` to local files. Files that stay are not pulled.
+        """
+        lineage = Lineage(data, "", {}, "", False, "")
+        if remove:
+            listing = {name: md5 for name, md5 in self.files(lineage, "data").items() if name not in set(remove)}
+            data = self._write_listing(listing)
+        with self._workspace(replace(lineage, data=data)) as folder:
+            for name, path in add.items():
+                place = folder / "data" / _safe(name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+            if add:
+                self._dvc(folder, ["add", "-q", *(f"data/{name}" for name in add)])
+            self._dvc(folder, ["push", "-q", "data.dvc"])
+            data = (folder / "data.dvc").read_text("utf-8")
+        lineage = replace(lineage, data=data)
+        files = self.files(lineage, "data")
+        for name in add:
+            self._verify_object(files[name])
+        return data
+
+    def data_hash(self, lineage: Lineage, prompt: str) -> str:
+        """sha256 over the names and hashes of `data/<prompt>`, whatever else the revision holds."""
+        return sha256_json(sorted(self.files(lineage, f"data/{prompt}").items()))
+
+    def code_hash(self, prompt: Prompt) -> str:
+        """sha256 over the code and lock file that the prompt's stages depend on."""
+        stages = ("preprocess", "tune", "evaluate")
+        return sha256_json({s: {d: self._project_hash(d) for d in self._stage(s, prompt.name)["deps"] if self._is_code(d)} for s in stages})
+
+    # ---- inside
+
+    def _stage(self, stage: str, prompt: str) -> dict[str, Any]:
+        """The stage's definition in dvc.yaml with the prompt's name in place."""
+        text = (self.settings.project / "dvc.yaml").read_text("utf-8").replace("${item}", prompt)
+        stages = yaml.safe_load(text)["stages"]
+        if stage not in stages:
+            raise ConfigError(f"dvc.yaml has no stage {stage!r}; it has {', '.join(stages)}")
+        definition: dict[str, Any] = stages[stage]["do"]
+        return definition
+
+    @staticmethod
+    def _is_code(path: str) -> bool:
+        return not path.startswith(("data/", "artifacts/"))
+
+    def _project_hash(self, path: str) -> str:
+        place = self.settings.project / path
+        if place.is_file():
+            return _file_sha256(place)
+        if not place.is_dir():
+            raise ConfigError(f"dvc.yaml depends on {path}, which is not in {self.settings.project}")
+        files = sorted(p for p in place.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+        return sha256_json({p.relative_to(place).as_posix(): _file_sha256(p) for p in files})
+
+    def _key(self, stage: str, prompt: Prompt, lineage: Lineage) -> str:
+        definition = self._stage(stage, prompt.name)
+        dependencies = {
+            path: self._project_hash(path) if self._is_code(path) else sha256_json(sorted(self.files(lineage, path).items()))
+            for path in definition["deps"]
+        }
+        fields = prompt.model_dump(mode="json")
+        parameters = {field: fields[field] for entry in definition["params"] for names in entry.values() for field in names}
+        outputs = [definition.get(kind, []) for kind in ("outs", "metrics", "plots")]
+        return sha256_json({"cmd": definition["cmd"], "deps": dependencies, "params": parameters, "outs": outputs})
+
+    def _stage_objects(self, lineage: Lineage, stage: str, prompt: str) -> Iterator[str]:
+        """md5 of every object that the stage's outputs consist of."""
+        for out in self.section(lineage, stage, prompt).get("outs", []):
+            yield out["md5"]
+            if out["md5"].endswith(".dir"):
+                yield from self.files(lineage, out["path"]).values()
+
+    def _missing(self, lineage: Lineage, stage: str, prompt: str) -> list[str]:
+        outs = [out["md5"] for out in self.section(lineage, stage, prompt).get("outs", [])]
+        if gone := [md5 for md5 in outs if not self.store.exists(_remote_key(md5))]:
+            return gone
+        return [md5 for md5 in self._stage_objects(lineage, stage, prompt) if not self.store.exists(_remote_key(md5))]
+
+    def _verify(self, lineage: Lineage, stage: str, prompt: str) -> None:
+        for md5 in self._stage_objects(lineage, stage, prompt):
+            self._verify_object(md5)
+
+    def _verify_object(self, md5: str) -> None:
+        found = self.store.md5(_remote_key(md5))
+        if found != md5.removesuffix(".dir"):
+            raise IntegrityError(f"{_remote_key(md5)} was pushed but reads back as {found}; look at the store's health and run again")
+
+    def _write_listing(self, listing: Mapping[str, str]) -> str:
+        """Puts DVC's listing of a folder into the host's cache and returns the data.dvc that names it."""
+        body = json.dumps([{"md5": listing[name], "relpath": name} for name in sorted(listing)]).encode()
+        md5 = hashlib.md5(body, usedforsecurity=False).hexdigest() + ".dir"
+        place = self.settings.cache / "files/md5" / md5[:2] / md5[2:]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(body)
+        temporary.replace(place)
+        return yaml.safe_dump({"outs": [{"md5": md5, "nfiles": len(listing), "hash": "md5", "path": "data"}]}, sort_keys=False)
+
+    @contextmanager
+    def _workspace(self, lineage: Lineage, prompt: Prompt | None = None, stage: str | None = None) -> Iterator[Path]:
+        """A temporary folder with the project's definition and the lineage laid in it; removed at the end, whatever happens."""
+        project = self.settings.project
+        with _terminated_as_exception(), tempfile.TemporaryDirectory(prefix="retune-workspace-", ignore_cleanup_errors=True) as temporary:
+            folder = Path(temporary)
+            (folder / ".dvc").mkdir()
+            (folder / ".dvc/config").write_text(self._dvc_config(), "utf-8")
+            shutil.copyfile(project / ".dvcignore", folder / ".dvcignore")
+            (folder / "data.dvc").write_text(lineage.data, "utf-8")
+            if EMPTY_DIR in lineage.data:
+                self._write_listing({})
+            if prompt is not None and stage is not None:
+                self._lay_project(folder, prompt, stage)
+                if lineage.lock:
+                    (folder / "dvc.lock").write_text(lineage.lock, "utf-8")
+            yield folder
+
+    def _lay_project(self, folder: Path, prompt: Prompt, stage: str) -> None:
+        project = self.settings.project
+        shutil.copyfile(project / "dvc.yaml", folder / "dvc.yaml")
+        (folder / "params.yaml").write_text(yaml.safe_dump({"prompts": [prompt.name]}), "utf-8")
+        (folder / "prompts").mkdir()
+        text = yaml.safe_dump(prompt.model_dump(mode="json"), sort_keys=True, allow_unicode=True)
+        (folder / f"prompts/{prompt.name}.yaml").write_text(text, "utf-8")
+        for path in filter(self._is_code, self._stage(stage, prompt.name)["deps"]):
+            source, target = project / path, folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(source, target)
+        reference = prompt.base_model.path
+        if reference and not PurePosixPath(reference).is_absolute():
+            link = folder / _safe(reference)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(project / reference, target_is_directory=True)
+
+    def _dvc_config(self) -> str:
+        self.settings.cache.mkdir(parents=True, exist_ok=True)
+        lines = ["[core]", "no_scm = true", "analytics = false", "check_update = false", "remote = store"]
+        lines += ["[cache]", f"dir = {self.settings.cache}"]
+        lines += ["['remote \"store\"']", f"url = {self.settings.store}/{REMOTE}", "verify = true"]
+        if self.settings.store.startswith("s3://"):
+            lines.append(f"region = {os.environ.get('AWS_DEFAULT_REGION') or os.environ.get('AWS_REGION') or 'us-east-1'}")
+            if self.settings.s3_endpoint:
+                lines.append(f"endpointurl = {self.settings.s3_endpoint}")
+        return "\n".join(lines) + "\n"
+
+    def _dvc(self, folder: Path, arguments: list[str], environment: Mapping[str, str] | None = None) -> None:
+        """One DVC command in a workspace, its output streaming into the log. Raises StageError with its last lines."""
+        self.log(f"$ dvc {' '.join(arguments)}")
+        child = {**os.environ, **(environment or {})}
+        child["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), child.get("PATH", os.defpath)])
+        child |= {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+        tail: list[str] = []
+
+        def keep(line: str) -> None:
+            tail.append(line)
+            del tail[:-15]
+            self.log(line)
+
+        code = run_guarded([sys.executable, "-c", _DVC, *arguments], cwd=folder, env=child, on_line=keep)
+        if code:
+            if told := [line for line in tail if line.startswith(BAD_INPUT)]:
+                kind, message = json.loads(told[-1].removeprefix(BAD_INPUT))
+                raise {"ConfigError": ConfigError, "IntegrityError": IntegrityError}.get(kind, BadInputError)(message)
+            killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+            hint = " It was killed (SIGKILL), mostly for want of memory: lower tune.batch_size or give the worker more." if killed else ""
+            raise StageError(f"`dvc {' '.join(arguments)}` failed with exit code {code}.{hint} Its last lines:\n" + "\n".join(tail))
+
+
+@contextmanager
+def _terminated_as_exception() -> Iterator[None]:
+    """Turns SIGTERM into an exception here, so that the child's whole group is stopped before the task ends, and ends failed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, _frame: FrameType | None) -> None:
+        raise StageError(f"stopped by signal {signal.Signals(signum).name}; the stage's process group was ended with it")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _sections(lock: str) -> dict[str, dict[str, Any]]:
+    return (yaml.safe_load(lock) or {}).get("stages", {}) if lock else {}
+
+
+def _lay(lineage: Lineage, name: str, section: Mapping[str, Any]) -> Lineage:
+    stages = {**_sections(lineage.lock), name: dict(section)}
+    return replace(lineage, lock=yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
+
+
+def _outs(lineage: Lineage) -> list[dict[str, Any]]:
+    outs = list((yaml.safe_load(lineage.data) or {}).get("outs", []))
+    for section in _sections(lineage.lock).values():
+        outs += section.get("outs", [])
+    return outs
+
+
+def _relative(path: str, parent: str) -> str | None:
+    """`path` relative to `parent`: "" if they are the same, None if it is not inside."""
+    if path == parent:
+        return ""
+    return path[len(parent) + 1 :] if path.startswith(parent + "/") else None
+
+
+def _safe(name: str) -> PurePosixPath:
+    """A relative path that stays inside. Raises IntegrityError."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise IntegrityError(f"path {name!r} must be relative and stay inside its folder")
+    return path
+
+
+def _remote_key(md5: str) -> str:
+    return f"{REMOTE}/files/md5/{md5[:2]}/{md5[2:]}"
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
