@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 SHA256 = r"^[0-9a-f]{64}$"
+RELEASED = ("name", "task", "base_model", "template", "target", "labels", "slices", "preprocess", "tune", "generation")
+"""Fields of a prompt file that a release is made of: the parameters of stage tune in dvc.yaml."""
 
 
 class _Section(BaseModel):
@@ -183,7 +185,7 @@ class Prompt(_Section):
     intended_use: str = ""
     task: Literal["classification", "generation"]
     base_model: BaseModelRef
-    source: Source
+    source: Source = Source(path="")
     schedule: Schedule = Schedule()
     template: str
     """Text with `{text}` and any other input column in braces; no format specs, no attribute access."""
@@ -227,6 +229,11 @@ class Prompt(_Section):
         """Fields that the template names, in order of first appearance."""
         fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field]
         return tuple(dict.fromkeys(fields))
+
+    def released(self) -> Self:
+        """The prompt with only what a release is made of and serves with; everything else at its default."""
+        fields = {name: getattr(self, name) for name in RELEASED}
+        return type(self).model_construct(**fields)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -284,6 +291,8 @@ def load_prompt(path: Path) -> Prompt:
     prompt = _build(raw, str(path))
     if prompt.name != path.stem:
         raise ConfigError(f"{path}: name must be {path.stem!r} as the file says, got {prompt.name!r}")
+    if not prompt.source.path:
+        raise ConfigError(f"{path}: source must say where new data land: a folder, or s3://bucket/prefix")
     return prompt
 
 

@@ -10,10 +10,12 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
+from retune.config import sha256_json
+
 __all__ = ["Tracker", "log_curve"]
 
 KEY = "retune.key"
-"""Tag that identifies a run; the same key never gets a second run."""
+"""Tag that identifies a run: the hash of its key (which may hold quotes). The same key never gets a second run."""
 TABLE_ROWS = 1000
 """Rows of a table that MLflow's page shows; the whole stands in the Parquet artifact."""
 
@@ -42,18 +44,22 @@ class Tracker:
 
     def experiment_id(self) -> str:
         found = self.client.get_experiment_by_name(self.experiment)
-        return found.experiment_id if found else self.client.create_experiment(self.experiment)
+        if found:
+            return found.experiment_id
+        # Without a server MLflow would put artifacts under the working directory, which is another one in every process.
+        database = self.client.tracking_uri.removeprefix("sqlite:///")
+        local = database != self.client.tracking_uri
+        return self.client.create_experiment(self.experiment, (Path(database).parent / "mlartifacts").as_uri() if local else None)
 
     def find(self, key: str) -> Run | None:
         """The run with this key, whatever its state."""
-        runs = self.client.search_runs(
-            [self.experiment_id()], f"tags.`{KEY}` = '{key}'", max_results=1, order_by=["attribute.start_time ASC"]
-        )
+        tagged = f"tags.`{KEY}` = '{sha256_json(key)}'"
+        runs = self.client.search_runs([self.experiment_id()], tagged, max_results=1, order_by=["attribute.start_time ASC"])
         return runs[0] if runs else None
 
     def open(self, key: str, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Id of the run with this key, created or reopened, in state RUNNING."""
-        all_tags = {**tags, KEY: key, **({"mlflow.parentRunId": parent} if parent else {})}
+        all_tags = {**tags, KEY: sha256_json(key), **({"mlflow.parentRunId": parent} if parent else {})}
         if run := self.find(key):
             self.client.update_run(run.info.run_id, status="RUNNING")
             self.client.log_batch(run.info.run_id, tags=[RunTag(k, v) for k, v in all_tags.items()])
@@ -123,6 +129,7 @@ class Tracker:
         head = frame.head(TABLE_ROWS)
         body = {"columns": list(head.columns), "data": json.loads(head.to_json(orient="values"))}
         self.client.log_dict(run_id, body, file)
+        self.tags(run_id, {"mlflow.loggedArtifacts": [{"path": file, "type": "table"}]})
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,9 @@ import pandas as pd
 
 from retune.config import Prompt
 from retune.evaluation import evaluate
+from retune.inference.base_model import open_base_model
 from retune.inference.predictor import Predictor
+from retune.inference.release import read_release
 from retune.stages import code_sha256, run_stage
 
 
@@ -31,10 +33,11 @@ def main(prompt: Prompt) -> None:
     artifacts = Path(f"artifacts/{prompt.name}")
     test = pd.read_parquet(artifacts / "dataset/test.parquet")
     folders = [Path(p) for p in os.environ.get("RETUNE_BASE_MODELS", "").split(os.pathsep) if p]
-    predictor = Predictor.load(artifacts / "release", base_models=folders, project=Path.cwd())
+    release = read_release(artifacts / "release")
+    predictor = Predictor.of(release, open_base_model(release.prompt.base_model, Path.cwd(), folders))
     known = test[["id", "group", *prompt.slices, prompt.target]].rename(columns={prompt.target: "target"})
     predictions = pd.concat([known.reset_index(drop=True), predictor.predict(test).reset_index(drop=True)], axis=1)
-    evaluation = evaluate(predictions, prompt, predictor.release.id, code_sha256("evaluate", prompt.name))
+    evaluation = evaluate(predictions, prompt, release.id, code_sha256("evaluate", prompt.name))
     predictions.to_parquet(artifacts / "predictions.parquet", index=False)
     (artifacts / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1, sort_keys=True), "utf-8")
     print("  ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items()), flush=True)

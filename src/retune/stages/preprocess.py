@@ -17,15 +17,17 @@ Raises: BadInputError without rows or with an empty split. Retry: safe; the fold
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
+from transformers import AutoTokenizer
 
 from retune.config import Prompt, sha256_json
 from retune.data.preprocess import preprocess
 from retune.data.profile import profile_page
 from retune.errors import BadInputError
-from retune.inference.base_model import find_base_model, load_tokenizer
+from retune.inference.base_model import find_base_model
 from retune.stages import run_stage, whole_folder
 
 
@@ -34,7 +36,8 @@ def main(prompt: Prompt) -> None:
     if not parts:
         raise BadInputError(f"data/{prompt.name} holds no rows; land files in {prompt.source.path} and run the DAG `ingest`")
     rows = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
-    tokenizer = load_tokenizer(find_base_model(prompt.base_model, Path.cwd(), ()))
+    folders = [Path(p) for p in os.environ.get("RETUNE_BASE_MODELS", "").split(os.pathsep) if p]
+    tokenizer = AutoTokenizer.from_pretrained(find_base_model(prompt.base_model, Path.cwd(), folders), trust_remote_code=False)
     result = preprocess(rows, prompt, lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
     splits = {"train": result.train, "validation": result.validation, "test": result.test}
     for name, frame in splits.items():

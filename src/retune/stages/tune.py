@@ -28,9 +28,10 @@ from typing import Any
 import pandas as pd
 
 from retune.config import Prompt, sha256_json
-from retune.inference.base_model import find_base_model, load_base
+from retune.errors import BadInputError
+from retune.inference.base_model import open_base_model
 from retune.inference.release import write_release
-from retune.prompt_tuning import tune
+from retune.prompt_tuning import DivergedError, tune
 from retune.stages import code_sha256, run_stage
 
 COLUMNS = ("step", "epoch", "train_loss", "validation_loss", "learning_rate")
@@ -88,16 +89,22 @@ def _stream() -> Iterator[Callable[[dict[str, Any]], None]]:
 def main(prompt: Prompt) -> None:
     artifacts = Path(f"artifacts/{prompt.name}")
     splits = {name: pd.read_parquet(artifacts / f"dataset/{name}.parquet") for name in ("train", "validation")}
-    base = load_base(find_base_model(prompt.base_model, Path.cwd(), ()))
+    folders = [Path(p) for p in os.environ.get("RETUNE_BASE_MODELS", "").split(os.pathsep) if p]
+    base = open_base_model(prompt.base_model, Path.cwd(), folders)
+    released = prompt.released()
     with _stream() as send:
-        result = tune(base, prompt, splits["train"].to_dict("records"), splits["validation"].to_dict("records"), send)
+        try:
+            result = tune(base, released, splits["train"], splits["validation"], lambda row: send(dict(row)))
+        except DivergedError as error:
+            raise BadInputError(str(error)) from error
     inputs = json.loads((artifacts / "dataset/inputs.json").read_text("utf-8")) | {
         "code": code_sha256("tune", prompt.name),
         "environment": hashlib.sha256(Path("requirements.lock").read_bytes()).hexdigest(),
         "parameters": sha256_json(prompt.tune.model_dump(mode="json")),
     }
-    release = write_release(artifacts / "release", prompt, result.soft_prompt, base, inputs)
-    pd.DataFrame(result.curve, columns=list(COLUMNS)).to_csv(artifacts / "curve.csv", index=False)
+    release = write_release(artifacts / "release", released, result.soft_prompt, base, inputs)
+    curve = [{"step": 0, "epoch": 0, "validation_loss": result.initial_validation_loss}, *result.curve]
+    pd.DataFrame(curve, columns=list(COLUMNS)).to_csv(artifacts / "curve.csv", index=False)
     print(f"release {release}: best step {result.best_step} of {result.steps}", flush=True)
 
 

@@ -69,12 +69,12 @@ def promote(run: Json, evaluated: list[Json], decided: Json) -> Json:
         }
         prompt = Prompt.model_validate(_release_prompt(context, lineage))
         version = register(context.registry, context.workspaces, prompt, lineage, candidate["mlflow_run_id"], tags)
-        judged = decided["judged"]
+        judged = decided.get("judged")
         for _ in range(ATTEMPTS):
             entries = context.ledger.entries()
             entry = _recorded(entries, run)
             if entry is None:
-                if standing(entries).champion["release"] != judged["champion_before"]["release"]:
+                if judged is None or standing(entries).champion["release"] != judged["champion_before"]["release"]:
                     print("the champion changed while this run evaluated: deciding again")
                     judged = _judge(context, run, evaluated, entries)
                     _show(context, run, judged)
