@@ -8,7 +8,7 @@ the base model is trained on use, and `held` wordings, which only the example ro
 import random
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 LEVELS = ("low", "medium", "high")
 GRADED = ("urgency", "anger", "value", "impact")
@@ -362,9 +362,26 @@ ASIDES = (
 GREETINGS = ("Hello,", "Hi,", "Hi there,", "Good morning,", "Dear team,", "Dear support,")
 CLOSINGS = ("Regards, {n}", "Thanks, {n}", "{n}", "Yours, {n}", "Kind regards\n{n}")
 NAMES = {
-    "emea": "Anna Ben Carla David Emma Felix Greta Hugo Jürgen Karim Lena Zoë Noémie Olga Søren Yusuf".split(),
-    "amer": "Alice José Emily Jacob Madison Tyler Renée Luis Ashley Diego Grace Logan".split(),
-    "apac": "Aiko Wei Priya Hana Arjun Mei Kenji Nia Ravi Linh Jin Tara".split(),
+    "emea": [
+        "Anna",
+        "Ben",
+        "Carla",
+        "David",
+        "Emma",
+        "Felix",
+        "Greta",
+        "Hugo",
+        "Jürgen",
+        "Karim",
+        "Lena",
+        "Zoë",
+        "Noémie",
+        "Olga",
+        "Søren",
+        "Yusuf",
+    ],
+    "amer": ["Alice", "José", "Emily", "Jacob", "Madison", "Tyler", "Renée", "Luis", "Ashley", "Diego", "Grace", "Logan"],
+    "apac": ["Aiko", "Wei", "Priya", "Hana", "Arjun", "Mei", "Kenji", "Nia", "Ravi", "Linh", "Jin", "Tara"],
 }
 CALL_NOTES = ("Caller:", "Note of a call:", "Customer on the phone says:")
 EMOJI = ("👋", "📦", "🔧", "🤖")
@@ -389,7 +406,7 @@ class Ticket:
     text: str
 
 
-@lru_cache(maxsize=None)
+@cache
 def _alternatives(template: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(part.split("|")) if i % 2 else (part,) for i, part in enumerate(re.split(r"\[([^\]]*)\]", template)))
 
@@ -467,7 +484,46 @@ def ticket(rng: random.Random, mix: Mix, channel: str, region: str) -> Ticket:
         choice = wordings[facts[fact]]
         sentences.append(expand(rng, rng.choice(choice.held if rng.random() < mix.held else choice.told)))
     if rng.random() < 0.25:
-        sentences.append(expand(rng, rng.choice(ASIDES)).replace("{k}", str(rng.randint(10000, 99999))).replace("{e}", str(rng.randint(2, 99))))
+        sentences.append(
+            expand(rng, rng.choice(ASIDES)).replace("{k}", str(rng.randint(10000, 99999))).replace("{e}", str(rng.randint(2, 99)))
+        )
     rng.shuffle(sentences)
     sentences = [s.replace("{p}", facts["product"]) for s in sentences]
     return Ticket(facts, _write(rng, sentences, channel, region))
+
+
+MAIL_SENTENCES = ("You can write to {x}.", "My address is {x}.", "Mail: {x}")
+PHONE_SENTENCES = ("My number is {x}.", "I can be reached on {x}.", "Tel. {x}")
+CARD_SENTENCES = ("I paid with card {x}.", "The card was {x}.", "Card number {x}")
+
+
+def mail(rng: random.Random, region: str) -> str:
+    """A mail address in a domain reserved for examples."""
+    name = rng.choice(NAMES[region]).lower().encode("ascii", "ignore").decode()
+    return (
+        f"{name}{rng.choice(('', '.shop', '_' + str(rng.randint(1, 99))))}@{rng.choice(('example.com', 'example.org', 'mail.example.net'))}"
+    )
+
+
+def phone_number(rng: random.Random, region: str) -> str:
+    """A telephone number from ranges reserved for fiction."""
+    k = rng.randint(100, 199)
+    if region == "amer":
+        return rng.choice((f"+1 202 555 0{k}", f"(202) 555-0{k}", f"202-555-0{k}"))
+    if region == "apac":
+        return f"+61 491 570 {k}"
+    return rng.choice((f"+44 7700 900{k}", f"+49 30 23125 {k}", f"+49-30-23125-{k}"))
+
+
+def _luhn_digit(digits: str) -> str:
+    """The check digit that makes `digits` a valid card number."""
+    doubled = (int(d) * (2 if i % 2 == 0 else 1) for i, d in enumerate(reversed(digits)))
+    return str(-sum(d - 9 if d > 9 else d for d in doubled) % 10)
+
+
+def card_number(rng: random.Random) -> str:
+    """A card number that passes the Luhn check: a well-known test number or a made-up one."""
+    digits = rng.choice(("4111111111111111", "5555555555554444", "4" + "".join(rng.choices("0123456789", k=14))))
+    digits += _luhn_digit(digits) if len(digits) == 15 else ""
+    groups = [digits[i : i + 4] for i in range(0, 16, 4)]
+    return rng.choice((" ", "-", "")).join(groups)

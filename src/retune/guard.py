@@ -78,7 +78,7 @@ class Guarded:
         with contextlib.ExitStack() as files:
             stdout = files.enter_context(output.open("ab")) if output is not None else subprocess.PIPE if on_line else None
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, "--", *map(os.fspath, command)],
+                [sys.executable, "-I", "-S", __file__, "--", *(os.fspath(word) for word in command)],
                 stdin=subprocess.PIPE,
                 stdout=stdout,
                 stderr=subprocess.STDOUT if stdout is not None else None,
@@ -106,12 +106,18 @@ class Guarded:
             self._close_pipe()
         return self._code
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        """The exit code once everything has ended, or None after `timeout` seconds. Hands lines to `on_line` meanwhile."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def wait(self) -> int:
+        """The exit code, once everything has ended. Hands lines to `on_line` meanwhile."""
+        while (code := self.wait_for(3600)) is None:
+            pass
+        return code
+
+    def wait_for(self, seconds: float) -> int | None:
+        """The exit code once everything has ended, or None after that time. Hands lines to `on_line` meanwhile."""
+        deadline = time.monotonic() + seconds
         pause = 0.005
         while self.poll() is None:
-            left = float("inf") if deadline is None else deadline - time.monotonic()
+            left = deadline - time.monotonic()
             if left <= 0:
                 return None
             if self._process.stdout is None:
@@ -127,24 +133,25 @@ class Guarded:
         """Ends the command and all its descendants, within 4.5 s, and returns the exit code. Harmless after the end."""
         self._close_pipe()
         try:
-            if self.wait(PATIENCE) is None:
+            if self.wait_for(PATIENCE) is None:
                 for pid in _descendants(self.pid):
                     _signal(pid, signal.SIGKILL)
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
-            code = self.wait()
+            return self.wait()
         finally:
             if self._process.stdout is not None:
                 self._process.stdout.close()
                 self._process.stdout = None
-        assert code is not None  # without a timeout, wait returns at the end only
-        return code
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+    def __del__(self) -> None:
+        self._close_pipe()  # subprocess keeps a running process that is dropped, and its pipe with it
 
     def _close_pipe(self) -> None:
         if self._process.stdin is not None:
@@ -206,9 +213,7 @@ def run_guarded(
     Raises OSError if `cwd` does not exist or `output` cannot be written.
     """
     with Guarded.start(command, cwd=cwd, env=env, output=output, on_line=on_line) as guarded:
-        code = guarded.wait()
-    assert code is not None  # without a timeout, wait returns at the end only
-    return code
+        return guarded.wait()
 
 
 def _processes() -> list[tuple[int, int, int]]:
@@ -274,11 +279,13 @@ def main(arguments: Sequence[str]) -> int:
             os._exit(137)
 
     try:
-        child = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL, preexec_fn=die_with_the_guard).pid
+        child = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL, preexec_fn=die_with_the_guard)
     except OSError as error:
         print(f"{arguments[1]}: {error.strerror}", file=sys.stderr)
         return 127 if isinstance(error, FileNotFoundError) else 126
-    return _watch(child, parent, woken)
+    code = _watch(child.pid, parent, woken)
+    child.returncode = code  # reaped by _watch; kept until here, because a Popen that is dropped reaps its process itself
+    return code
 
 
 def _watch(child: int, parent: int, woken: int) -> int:
@@ -287,11 +294,12 @@ def _watch(child: int, parent: int, woken: int) -> int:
     code: int | None = None
     ending: int | None = None  # the signal to end everything with
     deadline: float | None = None  # when its grace is over
+    told: set[int] = set()  # who has got it
     poll = select.poll()
     poll.register(woken, select.POLLIN)
     poll.register(0, select.POLLIN)
     while True:
-        with contextlib.suppress(ChildProcessError):
+        with contextlib.suppress(ChildProcessError):  # nobody left to wait for
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == child:
                     code = os.waitstatus_to_exitcode(ended[1])
@@ -300,10 +308,14 @@ def _watch(child: int, parent: int, woken: int) -> int:
             if not _descendants(guard):
                 return code
             ending = ending or signal.SIGTERM  # what outlives the command is ended as well
-        if deadline is None and ending is not None:
-            deadline = time.monotonic() + GRACE
-            for pid in _descendants(guard):
+        if ending is not None:
+            # Later only what became the guard's own child: its parent ended and nobody waits for it. What a process starts in
+            # order to end well, such as a copy of its state, is left to do so.
+            pids = _descendants(guard) if deadline is None else [pid for pid, owner, _ in _processes() if owner == guard]
+            deadline = deadline or time.monotonic() + GRACE
+            for pid in set(pids) - told:
                 _signal(pid, ending)
+            told.update(pids)
         if deadline is not None and (late := time.monotonic() - deadline) >= 0:
             for pid in _descendants(guard):
                 _signal(pid, signal.SIGKILL)

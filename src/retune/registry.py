@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from retune.config import Prompt
 from retune.errors import IntegrityError
@@ -76,9 +76,9 @@ class Registry:
         return str(found.version)
 
     def _log(self, prompt: Prompt, folder: Path, run_id: str) -> Any:
-        output = "string"
-        columns = [ColSpec(DataType.string, name) for name in prompt.inputs]
-        predictions = [ColSpec(output, "prediction"), *(ColSpec(DataType.double, f"p_{label}") for label in prompt.labels)]
+        columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, name) for name in prompt.inputs]
+        predictions: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "prediction")]
+        predictions += [ColSpec(DataType.double, f"p_{label}") for label in prompt.labels]
         package = Path(__file__).parent
         with tempfile.TemporaryDirectory(prefix="retune-model-") as scratch, warnings.catch_warnings():
             warnings.simplefilter("ignore")

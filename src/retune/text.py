@@ -7,7 +7,6 @@ ingest applies before anything is versioned; `clean(redact(x)) == clean(x)`.
 import html
 import re
 import unicodedata
-from collections import Counter
 from html.entities import html5
 
 __all__ = ["CARD", "MAIL", "PHONE", "clean", "normalise", "redact"]
@@ -17,16 +16,16 @@ PHONE = "<phone>"
 CARD = "<card>"
 
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-_SPACE = re.compile(r"\s+")
 # Control characters, soft hyphen, zero-width and direction marks, lone surrogates, tag characters.
 _INVISIBLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
 # Bounded repetition keeps each pattern linear on long runs of one character.
 _MAIL = re.compile(r"\w[\w.+%'’-]{0,63}@(?:[\w-]{1,63}\.){1,8}(?:xn--[\w-]{1,59}|[^\W\d_]{2,24})")
-_DIGIT_RUN = re.compile(r"(?<!\d)\d(?:[ \u00a0.-]?\d){12,}")
+_DIGIT_GROUPS = re.compile(r"(?<!\d)(?:\d{2,19}(?!\d)[ \u00a0.-]?){1,200}")
 _DIGITS = re.compile(r"\d+")
+_CARD_LENGTHS = (16, 15, 14, 13, 19, 18, 17)
 
 _LEFT = r"(?<![\w#$€£¥+])(?<!\w-)(?<!\d[./,:])"
 _RIGHT = r"(?!\w)(?![-./,:]\d)"
@@ -63,21 +62,22 @@ def normalise(text: str) -> str:
     """NFC, entities unescaped, control and zero-width characters removed, white space runs to one space, stripped. Idempotent."""
     while True:
         before = text
-        text = _ENTITY.sub(_unescape, text)
-        text = _INVISIBLE.sub("", _SPACE.sub(" ", text))
-        text = unicodedata.normalize("NFC", " ".join(text.split()))
+        text = " ".join(_reveal(text).split())
         if text == before:
             return text
 
 
-def redact(text: str) -> tuple[str, Counter[str]]:
+def redact(text: str) -> tuple[str, dict[str, int]]:
     """The text with personal data replaced by `<mail>`, `<phone>` and `<card>`, and how many of each. Idempotent.
 
-    Data that only appear once the text is normalised (`john&#64;example.org`, a zero-width space in a number) are found too; such a text
-    comes back normalised.
+    Entities and invisible characters go too, since they hide such data (`john&#64;example.org`); white space stays, unless data only
+    appear across a line break: then the text comes back normalised.
     """
-    counts: Counter[str] = Counter()
+    counts = {"mail": 0, "phone": 0, "card": 0}
     while True:
+        text = _reveal(text)
+        if not _may_hold(text):
+            return text, counts
         text = _redact_visible(text, counts)
         plain = normalise(text)
         redacted = _redact_visible(plain, counts)
@@ -91,12 +91,28 @@ def clean(text: str) -> str:
     return normalise(redact(text)[0])
 
 
+def _reveal(text: str) -> str:
+    """NFC without entities, control and zero-width characters; white space as it stands."""
+    while True:
+        before = text
+        if "&" in text:
+            text = _ENTITY.sub(_unescape, text)
+        text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+        if text == before:
+            return text
+
+
 def _unescape(match: re.Match[str]) -> str:
     entity = match[0]
     return html.unescape(entity) if entity[1] == "#" else html5.get(entity[1:], entity)
 
 
-def _redact_visible(text: str, counts: Counter[str]) -> str:
+def _may_hold(text: str) -> bool:
+    """Quickly: whether there is what every mail address, or every number, has."""
+    return "@" in text or sum(map(len, _DIGITS.findall(text))) >= 7
+
+
+def _redact_visible(text: str, counts: dict[str, int]) -> str:
     # Until nothing is found: a replacement can uncover the boundary that its neighbour lacked.
     while True:
         before = text
@@ -104,7 +120,7 @@ def _redact_visible(text: str, counts: Counter[str]) -> str:
             text, found = _MAIL.subn(MAIL, text)
             counts["mail"] += found
         if _DIGITS.search(text):
-            text = _DIGIT_RUN.sub(lambda match: _redact_cards(match[0], counts), text)
+            text = _DIGIT_GROUPS.sub(lambda match: _redact_cards(match[0], counts), text)
             for pattern in _PHONES:
                 text = pattern.sub(lambda match: _redact_phone(match[0], counts), text)
             text, found = _CALLED.subn(rf"\1\2{PHONE}", text)
@@ -113,41 +129,39 @@ def _redact_visible(text: str, counts: Counter[str]) -> str:
             return text
 
 
-def _redact_phone(found: str, counts: Counter[str]) -> str:
+def _redact_phone(found: str, counts: dict[str, int]) -> str:
     digits = sum(character.isdigit() for character in found)
-    if found.lstrip("(").startswith("0") and not 9 <= digits <= 17:
+    number = found.lstrip("(")
+    if number.startswith("0") and not 9 <= digits <= 17:
         return found
-    if not found.lstrip("(").startswith("+") and (_DATE_OR_TIME.search(found) or _DOTTED_QUAD.fullmatch(found)):
+    if number.startswith("00") and number.isdigit() and digits < 11:
+        return found
+    if not number.startswith("+") and (_DATE_OR_TIME.search(found) or _DOTTED_QUAD.fullmatch(found)):
         return found
     counts["phone"] += 1
     return PHONE
 
 
-def _redact_cards(run: str, counts: Counter[str]) -> str:
-    """Replaces the whole groups of a run of digits that together make a card number: 13 to 19 digits, Luhn-valid."""
+def _redact_cards(run: str, counts: dict[str, int]) -> str:
+    """Replaces the whole groups of digits that together make a card number: 13 to 19 digits, Luhn-valid; 16 and 15 are tried first."""
     groups = list(_DIGITS.finditer(run))
-    parts, position, first = [], 0, 0
-    while first < len(groups):
-        last = _card_end(groups, first)
-        if last is None:
-            first += 1
-            continue
-        parts += [run[position : groups[first].start()], CARD]
-        position, first = groups[last].end(), last + 1
-        counts["card"] += 1
-    return "".join(parts) + run[position:]
-
-
-def _card_end(groups: list[re.Match[str]], first: int) -> int | None:
-    """Index of the last group of the longest card number that starts at group `first`."""
-    digits, found = "", None
-    for last in range(first, min(first + 19, len(groups))):
-        digits += groups[last][0]
-        if len(digits) > 19:
-            break
-        if len(digits) >= 13 and _luhn(digits):
-            found = last
-    return found
+    spans = []
+    for first in range(len(groups)):
+        digits = ""
+        for last in range(first, len(groups)):
+            digits += groups[last][0]
+            if len(digits) > 19:
+                break
+            if len(digits) >= 13 and _luhn(digits):
+                spans.append((_CARD_LENGTHS.index(len(digits)), groups[first].start(), groups[last].end()))
+    taken: list[tuple[int, int]] = []
+    for _, start, end in sorted(spans):
+        if all(end <= other_start or start >= other_end for other_start, other_end in taken):
+            taken.append((start, end))
+    counts["card"] += len(taken)
+    for start, end in sorted(taken, reverse=True):
+        run = run[:start] + CARD + run[end:]
+    return run
 
 
 def _luhn(digits: str) -> bool:

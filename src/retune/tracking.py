@@ -63,8 +63,8 @@ class Tracker:
         if run := self.find(key):
             self.client.update_run(run.info.run_id, status="RUNNING")
             self.client.log_batch(run.info.run_id, tags=[RunTag(k, v) for k, v in all_tags.items()])
-            return run.info.run_id
-        return self.client.create_run(self.experiment_id(), tags=all_tags, run_name=name).info.run_id
+            return str(run.info.run_id)
+        return str(self.client.create_run(self.experiment_id(), tags=all_tags, run_name=name).info.run_id)
 
     def close(self, run_id: str, status: str = "FINISHED") -> None:
         self.client.set_terminated(run_id, status)

@@ -51,7 +51,9 @@ print("RESULT" + json.dumps({
 
 
 def parse(environ: dict[str, str]) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", PARSE, str(ROOT / "dags")], capture_output=True, text=True, env=environ, cwd=ROOT, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE, str(ROOT / "dags")], capture_output=True, text=True, env=environ, cwd=ROOT, timeout=120
+    )
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
     assert line is not None, done.stdout[-3000:] + done.stderr[-3000:]
     result: dict[str, Any] = json.loads(line.removeprefix("RESULT"))

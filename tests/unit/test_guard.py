@@ -101,7 +101,12 @@ def test_a_command_that_does_not_exist_is_named() -> None:
 
 def test_command_gets_folder_environment_and_no_input(tmp_path: Path) -> None:
     lines: list[str] = []
-    assert run_guarded(["sh", "-c", 'pwd; echo "$WORD"; cat; echo end'], cwd=tmp_path, env={"WORD": "α", "PATH": os.defpath}, on_line=lines.append) == 0
+    assert (
+        run_guarded(
+            ["sh", "-c", 'pwd; echo "$WORD"; cat; echo end'], cwd=tmp_path, env={"WORD": "α", "PATH": os.defpath}, on_line=lines.append
+        )
+        == 0
+    )
     assert lines == [str(tmp_path), "α", "end"]
 
 
@@ -123,7 +128,9 @@ def test_lines_end_in_newline_carriage_return_or_the_end_and_invalid_utf8_is_rep
 
 def test_lines_come_as_they_are_written() -> None:
     seen: list[tuple[str, float]] = []
-    run_guarded(python("import time; print('a', flush=True); time.sleep(1); print('b')"), on_line=lambda s: seen.append((s, time.monotonic())))
+    run_guarded(
+        python("import time; print('a', flush=True); time.sleep(1); print('b')"), on_line=lambda s: seen.append((s, time.monotonic()))
+    )
     assert [line for line, _ in seen] == ["a", "b"]
     assert seen[1][1] - seen[0][1] > 0.7
 
@@ -230,14 +237,25 @@ def test_a_signal_handler_that_raises_ends_a_stubborn_command_within_five_second
     assert not marked.pids()
 
 
+def test_a_process_that_ends_well_may_start_others_for_it(tmp_path: Path, marked: Marked) -> None:
+    saved = tmp_path / "saved"
+    lines: list[str] = []
+    command = ["sh", "-c", f"trap 'sleep 0.5; touch {saved}; exit 0' TERM; echo ready; while :; do :; done"]
+    with Guarded.start(command, env=marked.env, on_line=lines.append) as guarded:
+        while not lines:
+            guarded.wait_for(0.05)
+        assert guarded.stop() == 0
+    assert saved.exists()
+
+
 def test_last_words_are_heard_when_the_command_is_stopped() -> None:
     lines: list[str] = []
     command = ["sh", "-c", "trap 'echo checkpoint saved; exit 5' TERM; echo ready; while :; do sleep 0.05; done"]
     with Guarded.start(command, on_line=lines.append) as guarded:
         while not lines:
-            assert guarded.wait(0.05) is None
+            assert guarded.wait_for(0.05) is None
         assert guarded.stop() == 5
-    assert lines == ["ready", "checkpoint saved"]
+    assert (lines[0], lines[-1]) == ("ready", "checkpoint saved")  # between them the shell tells that its sleep was ended
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -253,7 +271,7 @@ def test_a_signal_to_the_guard_reaches_the_command(tmp_path: Path, number: signa
     guarded = Guarded.start(command)
     until(ready.exists)
     os.kill(guarded.pid, number)
-    assert guarded.wait(5) == number
+    assert guarded.wait_for(5) == number
 
 
 def test_the_group_dies_with_a_killed_guard(tmp_path: Path, marked: Marked) -> None:
@@ -261,7 +279,7 @@ def test_the_group_dies_with_a_killed_guard(tmp_path: Path, marked: Marked) -> N
     guarded = Guarded.start(["sh", "-c", f"(touch {started}; {STUBBORN}) & {STUBBORN}"], env=marked.env)
     until(started.exists)
     os.kill(guarded.pid, signal.SIGKILL)
-    assert guarded.wait(5) == 137
+    assert guarded.wait_for(5) == 137
     until(lambda: not marked.pids(), 2)
 
 
@@ -269,9 +287,9 @@ def test_a_killed_guard_is_noticed_though_its_output_stays_open(marked: Marked) 
     lines: list[str] = []
     guarded = Guarded.start(["sh", "-c", f"echo ready; {STUBBORN}"], env=marked.env, on_line=lines.append)
     while not lines:
-        guarded.wait(0.05)
+        guarded.wait_for(0.05)
     os.kill(guarded.pid, signal.SIGKILL)
-    assert guarded.wait(5) == 137
+    assert guarded.wait_for(5) == 137
     until(lambda: not marked.pids(), 2)
 
 
@@ -306,7 +324,7 @@ def test_a_guard_that_hangs_is_killed_with_all_it_holds(tmp_path: Path, marked: 
 def test_poll_tells_running_from_ended_and_stop_is_harmless_after_the_end(marked: Marked) -> None:
     guarded = Guarded.start(["sleep", "600"], env=marked.env)
     assert guarded.poll() is None
-    assert guarded.wait(0.05) is None
+    assert guarded.wait_for(0.05) is None
     assert guarded.stop() == 143
     assert [guarded.stop(), guarded.poll(), guarded.wait()] == [143, 143, 143]
     assert not marked.pids()

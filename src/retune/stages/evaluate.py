@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from retune.config import Prompt
-from retune.evaluation import evaluate
+from retune.evaluation.metrics import evaluate
 from retune.inference.base_model import open_base_model
 from retune.inference.predictor import Predictor
 from retune.inference.release import read_release

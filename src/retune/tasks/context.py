@@ -9,14 +9,15 @@ from typing import Any
 import pandas as pd
 
 from retune.config import Prompt
-from retune.ledger import Ledger
+from retune.errors import IntegrityError
+from retune.ledger import Entry, Ledger, standing
 from retune.records import Lineage
 from retune.registry import Registry
 from retune.settings import Settings
 from retune.tracking import Tracker
 from retune.workspace import Workspaces
 
-__all__ = ["Context", "Json", "Trigger", "read_frame"]
+__all__ = ["Context", "Json", "Trigger", "champion_of", "read_frame"]
 
 Json = dict[str, Any]
 
@@ -70,6 +71,14 @@ class Context:
             "MLFLOW_TRACKING_URI": self.settings.tracking_uri,
         }
         return handed | ({"MLFLOW_RUN_ID": mlflow_run} if mlflow_run else {})
+
+
+def champion_of(entries: list[Entry]) -> Json:
+    """The champion that a prompt's ledger names. Raises IntegrityError for a ledger without one."""
+    champion = standing(entries).champion
+    if champion is None:
+        raise IntegrityError("the ledger names no champion, though its entry 0 should; restore it from a backup")
+    return champion
 
 
 def read_frame(context: Context, lineage: Lineage, path: str) -> pd.DataFrame:

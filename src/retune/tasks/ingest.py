@@ -2,12 +2,14 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from retune.config import Prompt, load_prompt
-from retune.data.ingest import ObjectResult, ingest_object, new_or_changed
-from retune.data.read import open_objects
+from retune.data.identity import keep_identities
+from retune.data.ingest import QUARANTINE, ObjectResult, ingest_object, new_or_changed
+from retune.data.landing import Landing, open_objects
 from retune.errors import ConflictError
 from retune.ledger import Entry, Ledger
 from retune.settings import Settings
@@ -33,32 +35,47 @@ def ingest(name: str, dag_run_id: str, by: str, log: Callable[[str], None] = pri
     ledger = Ledger(workspaces.store, "dataset")
     head = ledger.head()
     known = _known(head, name)
-    source = prompt.source.path
-    client = s3_client(settings.s3_endpoint) if source.startswith("s3://") else None
-    objects = open_objects(source if client else str(settings.project / source), client)
-    todo = new_or_changed(objects, known)
-    if not todo:
-        log(f"{name}: nothing new in {source} ({len(objects)} object(s), all known)")
+    landing = _landing(settings, prompt)
+    for key, reason in landing.skipped:
+        log(f"{key}: skipped, {reason}")
+    changes = new_or_changed(landing.objects, known)
+    for key in changes.vanished:
+        log(f"{key}: no longer in the landing zone; its rows stay")
+    if not changes.read:
+        log(f"{name}: nothing new in {prompt.source.path} ({len(changes.unchanged)} object(s), all known)")
         return None
-    with tempfile.TemporaryDirectory(prefix="retune-ingest-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="retune-ingest-") as temporary:
+        scratch = Path(temporary)
         results = []
-        sequence = max((o["sequence"] for o in known.values()), default=0)
-        for item in todo:
-            earlier = known.get(item.key)
-            sequence += earlier is None
-            result = ingest_object(prompt, item, earlier["sequence"] if earlier else sequence, Path(scratch))
+        for sequence, item in enumerate(changes.read, max((o["sequence"] for o in known.values()), default=0) + 1):
+            result = ingest_object(prompt, item, sequence, scratch)
+            before = known.get(item.key)
+            if head and before and before["part"] and result.part:
+                lineage = workspaces.lineage(head.body["data"], head.n)
+                old = workspaces.fetch(lineage, f"data/{name}/{before['part']}", scratch / "old" / before["part"])
+                result = replace(result, part=keep_identities(old, scratch / result.part, scratch))
             _report(result, log)
             results.append(result)
-        entry = _append(workspaces, ledger, prompt, results, Path(scratch), dag_run_id, by)
+        entry = _append(workspaces, ledger, prompt, results, scratch, dag_run_id, by)
     rows = entry.body["rows"][name]
     log(f"{name}: dataset revision {entry.n}, {rows} rows")
     return {"prompt": name, "revision": entry.n, "rows": rows, "objects": [r.key for r in results]}
 
 
+def _landing(settings: Settings, prompt: Prompt) -> Landing:
+    """The prompt's landing zone; one inside Retune's own state is created, so that a fresh installation has somewhere to land."""
+    source = prompt.source.path
+    if source.startswith("s3://"):
+        return open_objects(source, s3=s3_client(settings.s3_endpoint))
+    folder = (settings.project / source).resolve()
+    if folder.is_relative_to(settings.home):
+        folder.mkdir(parents=True, exist_ok=True)
+    return open_objects(source, root=settings.project)
+
+
 def _report(result: ObjectResult, log: Callable[[str], None]) -> None:
-    log(
-        f"{result.key}: {result.rows} rows = {result.kept} kept + {result.duplicates} duplicates + {sum(result.quarantined.values())} quarantined"
-    )
+    quarantined = sum(result.quarantined.values())
+    log(f"{result.key}: {result.rows} rows = {result.kept} kept + {result.duplicates} duplicates + {quarantined} quarantined")
     for assumption in result.assumptions:
         log(f"  assumed: {assumption}")
     for kind, count in sorted(result.quarantined.items()):
@@ -76,13 +93,14 @@ def _append(
 ) -> Entry:
     """Adds the parts to the revision of this moment and appends the ledger's entry; rebases if another prompt was quicker."""
     name = prompt.name
-    add, records = {}, {}
+    add: dict[str, Path] = {}
+    records: Json = {}
     for result in results:
         files = {}
         if result.part:
             files[f"{name}/{result.part}"] = scratch / result.part
         if result.quarantine:
-            files[f"_quarantine/{name}/{result.quarantine}"] = scratch / "quarantine" / result.quarantine
+            files[f"_quarantine/{name}/{result.quarantine}"] = scratch / QUARANTINE / result.quarantine
         add |= files
         records[result.key] = result.to_json() | {"files": sorted(files)}
     for _ in range(ATTEMPTS):

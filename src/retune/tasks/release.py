@@ -8,7 +8,6 @@ from pathlib import Path
 import yaml
 
 from retune.config import Prompt
-from retune.inference.release import read_release
 from retune.records import Lineage
 from retune.registry import Registry
 from retune.tasks.context import Json
@@ -25,9 +24,10 @@ class ReleaseRecord:
     """Release id: sha256 of its manifest."""
     outs: list[Json]
     """The release folder as dvc.lock names it, so that it can be laid beside later data and code."""
-    splits: Json
-    """Split shares it was tuned under."""
-    base_model: Json
+    splits: Json | None
+    """Split shares it was tuned under; None for the template alone, which has seen no rows."""
+    base_model: str
+    """sha256 or revision of its base model."""
 
     def champion(self, version: str, metrics: Json) -> Json:
         """The ledger's `champion`."""
@@ -50,8 +50,8 @@ def read_release_record(workspaces: Workspaces, prompt: Prompt, lineage: Lineage
     return ReleaseRecord(
         hashlib.sha256(manifest).hexdigest(),
         outs,
-        own.preprocess.splits.model_dump(mode="json"),
-        own.base_model.model_dump(mode="json"),
+        None if own.tune.method == "none" else own.preprocess.splits.model_dump(mode="json"),
+        str(own.base_model.sha256 or own.base_model.revision),
     )
 
 
@@ -60,6 +60,8 @@ def register(registry: Registry, workspaces: Workspaces, prompt: Prompt, lineage
 
     Raises IntegrityError if the release, or what MLflow made of it, is not whole.
     """
+    from retune.inference.release import read_release  # brings torch, which the other tasks' processes can do without
+
     with tempfile.TemporaryDirectory(prefix="retune-release-") as scratch:
         folder = workspaces.fetch(lineage, f"artifacts/{prompt.name}/release", Path(scratch) / "release")
         release = read_release(folder)

@@ -13,10 +13,10 @@ import yaml
 
 from retune.config import Prompt, load_prompt, override, sha256_json
 from retune.errors import BadInputError, ConfigError, ConflictError
-from retune.ledger import Entry, Ledger, decided, standing
+from retune.ledger import Entry, Ledger, decided
 from retune.records import Lineage
 from retune.settings import Settings
-from retune.tasks.context import Context, Json, Trigger, read_frame
+from retune.tasks.context import Context, Json, Trigger, champion_of, read_frame
 from retune.tasks.release import read_release_record, register
 
 __all__ = ["evaluate", "evaluate_champion", "fingerprint", "plan", "preprocess", "resolve", "select", "tune"]
@@ -75,12 +75,12 @@ def resolve(name: str, trigger: Trigger) -> Json | None:
         context.tracker.text(run_id, yaml.safe_dump(prompt.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "prompt.yaml")
         if not entries:
             entries = [_found(context, lineage, run_id, trigger)]
-    now = standing(entries)
-    print(f"dataset revision {head.n} ({rows} rows of {name}), champion {now.champion['release'][:12]} (version {now.champion['version']})")
+    champion = champion_of(entries)
+    print(f"dataset revision {head.n} ({rows} rows of {name}), champion {champion['release'][:12]} (version {champion['version']})")
     return {
         "prompt": prompt.model_dump(mode="json"),
         "lineage": lineage.to_json(),
-        "champion": now.champion,
+        "champion": champion,
         "baseline": entries[0].body["champion"],
         "fingerprint": mark,
         "mlflow_run_id": run_id,
@@ -100,7 +100,8 @@ def _nothing_to_do(prompt: Prompt, trigger: Trigger, earlier: Entry | None, entr
     last = next((e for e in reversed(entries) if "rows" in e.body), None)
     new = rows - last.body["rows"] if last else rows
     if trigger.run_type != "manual" and 0 <= new < prompt.schedule.min_new_rows and last is not None:
-        return f"{new} new rows since ledger entry {last.n}, fewer than schedule.min_new_rows {prompt.schedule.min_new_rows}; trigger by hand to go through"
+        least = prompt.schedule.min_new_rows
+        return f"{new} new rows since ledger entry {last.n}, fewer than schedule.min_new_rows {least}; trigger by hand to go through"
     return None
 
 
@@ -161,11 +162,9 @@ def tune(run: Json, trial: Json) -> Json:
         done = context.workspaces.run("tune", prompt, lineage, context.environment(run_id))
         candidate = read_release_record(context.workspaces, prompt, done.lineage)
         text = context.workspaces.read(done.lineage, f"artifacts/{prompt.name}/curve.csv").decode()
-        curve = pd.read_csv(io.StringIO(text))
-        rows = [{k: v for k, v in row.items() if v == v} for row in curve.to_dict("records")]
+        rows = [{str(k): v for k, v in row.items() if v == v} for row in pd.read_csv(io.StringIO(text)).to_dict("records")]
         context.tracker.curve(run_id, rows)
-        validated = curve.dropna(subset=["validation_loss"])
-        best = validated.loc[validated["validation_loss"].idxmin()]
+        best = min((row for row in rows if "validation_loss" in row), key=lambda row: row["validation_loss"])
         context.tracker.params(run_id, {"tune": prompt.tune.model_dump(mode="json"), "dataset_revision": lineage.revision})
         context.tracker.metrics(run_id, {"best_validation_loss": float(best["validation_loss"]), "best_step": float(best["step"])})
         context.tracker.tags(

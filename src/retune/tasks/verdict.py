@@ -1,19 +1,23 @@
 """The last two tasks of `retrain_<prompt>`: the gate's decision, and the promotion that only a PROMOTE gets."""
 
+import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import yaml
 
-from retune.config import Prompt
+from retune.config import Prompt, Splits
 from retune.errors import ConfigError, ConflictError, IntegrityError
-from retune.evaluation.plots import class_bars, confusion_matrix
+from retune.evaluation.metrics import confusion
+from retune.evaluation.plots import confusion_figure, per_class_figure, render, slices_figure
 from retune.evaluation.report import decision_markdown
 from retune.ledger import Entry, standing
 from retune.promotion import Side
 from retune.promotion import decide as gate
 from retune.records import Decision, Evaluation, Lineage
-from retune.tasks.context import Context, Json, read_frame
+from retune.tasks.context import Context, Json, champion_of, read_frame
 from retune.tasks.release import read_release_record, register
 from retune.tasks.retrain import evaluate_champion
 
@@ -55,7 +59,7 @@ def promote(run: Json, evaluated: list[Json], decided: Json) -> Json:
     read back. Retry: creates nothing twice.
     """
     context, run_id = Context.of(run), run["mlflow_run_id"]
-    candidate = _contender(evaluated, "candidate")
+    candidate = _candidate(evaluated)
     lineage = Lineage.from_json(candidate["lineage"])
     with context.tracker.closing(run_id):
         if context.settings.require_clean and lineage.dirty:
@@ -74,7 +78,7 @@ def promote(run: Json, evaluated: list[Json], decided: Json) -> Json:
             entries = context.ledger.entries()
             entry = _recorded(entries, run)
             if entry is None:
-                if judged is None or standing(entries).champion["release"] != judged["champion_before"]["release"]:
+                if judged is None or champion_of(entries)["release"] != judged["champion_before"]["release"]:
                     print("the champion changed while this run evaluated: deciding again")
                     judged = _judge(context, run, evaluated, entries)
                     _show(context, run, judged)
@@ -87,9 +91,10 @@ def promote(run: Json, evaluated: list[Json], decided: Json) -> Json:
             break
         else:
             raise ConflictError(f"the ledger of {context.prompt.name} changed {ATTEMPTS} times while this run promoted; run it again")
-        now = standing(context.ledger.entries())
-        context.registry.project(now.champion["version"], now.previous["version"] if now.previous else None)
-        if entry.kind == "promote" and now.champion["release"] == candidate["release"]:
+        entries = context.ledger.entries()
+        champion, previous = champion_of(entries), standing(entries).previous
+        context.registry.project(champion["version"], previous["version"] if previous else None)
+        if entry.kind == "promote" and champion["release"] == candidate["release"]:
             _smoke_test(context, lineage)
         context.tracker.tags(run_id, {"retune.version": version, "retune.ledger_entry": str(entry.n)})
     return {"verdict": entry.body["decision"]["verdict"], "entry": entry.n, "version": version, "release": candidate["release"]}
@@ -101,23 +106,23 @@ def _recorded(entries: list[Entry], run: Json) -> Entry | None:
     return next((e for e in reversed(entries) if e.kind != "found" and e.body.get("dag_run_id") == mine), None)
 
 
-def _contender(evaluated: list[Json], role: str) -> Json | None:
-    return next((e for e in evaluated if e["role"] == role), None)
+def _candidate(evaluated: list[Json]) -> Json:
+    return next(e for e in evaluated if e["role"] == "candidate")
 
 
 def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Entry]) -> Json:
     """Runs the gate against the ledger's champion of this moment; returns the body of the entry to come."""
-    now = standing(entries)
-    candidate = _contender(evaluated, "candidate")
+    current = champion_of(entries)
+    candidate = _candidate(evaluated)
     by_release = {e["release"]: e for e in evaluated}
-    champion = by_release.get(now.champion["release"]) or evaluate_champion(run, now.champion)
+    champion = by_release.get(current["release"]) or evaluate_champion(run, current)
     baseline = by_release.get(run["baseline"]["release"], champion)
     decision = gate(
         _side(context, candidate),
         _side(context, champion),
         context.prompt.promote,
         tuple(context.prompt.labels),
-        barred=candidate["release"] in now.barred,
+        barred=candidate["release"] in standing(entries).barred,
         same_release=candidate["release"] == champion["release"],
     )
     return {
@@ -130,7 +135,7 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
         },
         "champion_before": {
             "release": champion["release"],
-            "version": now.champion["version"],
+            "version": current["version"],
             "metrics": champion["evaluation"]["metrics"],
         },
         "baseline": {"release": baseline["release"], "metrics": baseline["evaluation"]["metrics"]},
@@ -140,7 +145,7 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
             "champion": champion["evaluation"],
             "candidate": candidate["evaluation"],
         },
-        "champion": now.champion,
+        "champion": current,
     }
 
 
@@ -148,12 +153,11 @@ def _side(context: Context, contender: Json) -> Side:
     lineage = Lineage.from_json(contender["lineage"])
     record = read_release_record(context.workspaces, context.prompt, lineage)
     predictions = read_frame(context, lineage, f"artifacts/{context.prompt.name}/predictions.parquet")
-    return Side(Evaluation.from_json(contender["evaluation"]), predictions, record.splits, record.base_model)
+    splits = Splits.model_validate(record.splits) if record.splits else None
+    return Side(Evaluation.from_json(contender["evaluation"]), predictions, splits, record.base_model)
 
 
 def _release_prompt(context: Context, lineage: Lineage) -> Json:
-    import yaml
-
     loaded: Json = yaml.safe_load(context.workspaces.read(lineage, f"artifacts/{context.prompt.name}/release/prompt.yaml"))
     return loaded
 
@@ -174,7 +178,16 @@ def _append(context: Context, run: Json, judged: Json, head: Entry) -> Entry:
         lineage = Lineage.from_json(judged["lineage"])
         record = read_release_record(context.workspaces, context.prompt, lineage)
         body["champion"] = record.champion(judged["candidate"]["version"], judged["candidate"]["metrics"])
-    return context.ledger.append(decision["verdict"].lower(), run["trigger"]["by"], decision["reasons"][0], body, head)
+    return context.ledger.append(decision["verdict"].lower(), run["trigger"]["by"], decision["reasons"][0], _finite(body), head)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a figure that is no number becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _show(context: Context, run: Json, judged: Json) -> None:
@@ -203,11 +216,17 @@ def _show(context: Context, run: Json, judged: Json) -> None:
         path = Path(scratch) / "predictions.parquet"
         predictions.to_parquet(path, index=False)
         context.tracker.file(run_id, path)
+        figures = {}
         if prompt.labels:
-            context.tracker.figure(
-                run_id, confusion_matrix(predictions, tuple(prompt.labels)), "decision/confusion_matrix.png", Path(scratch)
-            )
-            context.tracker.figure(run_id, class_bars(evaluations), "decision/classes.png", Path(scratch))
+            labels = list(prompt.labels)
+            matrix = confusion(predictions, labels)
+            figures["confusion_matrix"] = confusion_figure(matrix, labels, f"{prompt.name}: candidate on the test split")
+            figures["classes"] = per_class_figure(evaluations)
+        if prompt.slices:
+            least = prompt.promote.min_slice_rows
+            figures["slices"] = slices_figure(evaluations["champion"], evaluations["candidate"], prompt.promote.metric, least)
+        for name, figure in figures.items():
+            context.tracker.figure(run_id, render(figure), f"decision/{name}.png", Path(scratch))
 
 
 def _smoke_test(context: Context, lineage: Lineage) -> None:

@@ -1,0 +1,58 @@
+"""The command `retune`. The commands import what they need when they run, so that `retune --help` answers at once."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from retune import cli_read, cli_run, cli_stack
+from retune.errors import ConfigError, RetuneError
+
+__all__ = ["app"]
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+"""Exit codes; 0 is success."""
+
+
+class _Commands(TyperGroup):
+    """Shows Retune's own errors as messages, and turns them into exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RetuneError as error:
+            typer.secho(f"error: {error}", fg="red", err=True)
+            raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILED) from None
+        except KeyboardInterrupt:
+            typer.secho("interrupted", fg="yellow", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Keeps the prompts of a frozen language model in tune with incoming data.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Settings are environment variables, listed in .env.example.",
+)
+app.command(epilog="Example: [bold]retune up[/]   Airflow and MLflow then listen on 127.0.0.1; their state is in .retune.")(cli_stack.up)
+app.command(epilog="Example: [bold]retune down[/]   Tasks that run are cut off, and tried again after the next start.")(cli_stack.down)
+app.command(epilog="Example: [bold]retune status --json | jq .prompts.ticket_priority.champion[/]")(cli_stack.status)
+app.command(
+    epilog="Examples: [bold]retune run ticket_priority --set tune.learning_rate=0.01 --reason 'slower rate'[/], [bold]retune run ingest[/]"
+)(cli_run.run)
+app.command(epilog="Example: [bold]retune land ticket_priority exports/2026-05.csv[/]   Then: [bold]retune run ingest[/]")(cli_run.land)
+app.command(epilog="Example: [bold]retune releases ticket_priority --json[/]")(cli_read.releases)
+app.command(epilog="Examples: [bold]retune ledger ticket_priority --verify[/], [bold]retune ledger dataset[/]")(cli_read.ledger)
+app.command(
+    epilog="Examples: [bold]retune predict ticket_priority --text 'Nothing works since noon'[/], "
+    "[bold]retune predict ticket_priority --file rows.jsonl --json[/]"
+)(cli_read.predict)
+app.command(epilog="Example: [bold]retune doctor --json | jq '.checks[] | select(.state != \"ok\")'[/]")(cli_read.doctor)
+
+
+if __name__ == "__main__":
+    app()

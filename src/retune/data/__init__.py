@@ -1,0 +1,1 @@
+"""From landed files to the three splits: ingest, schema, preprocess, duplicates, profile. Pure DataFrame -> DataFrame but for reading."""

@@ -1,0 +1,202 @@
+"""How a delimited file is written: delimiter, quotes, header; and its records, in which stray quotes are plain characters.
+
+A field is quoted only if a quote opens it, a quote closes it right before a delimiter or the record's end, and quotes inside are doubled.
+Any other quote is a literal, so `he said "no"<TAB>refund` and `5" screen<TAB>sizes` have two fields each.
+"""
+
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from retune.data.encoding import MAX_LINE, Line
+
+__all__ = ["Dialect", "Record", "assemble", "sniff", "split_fields"]
+
+_DELIMITERS = ("\t", ";", ",", "|")
+_NAMES = {"\t": "tab", ";": "semicolon", ",": "comma", "|": "bar"}
+_MAX_RECORD_LINES = 1_000
+
+Ending = Literal["whole", "open", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    fields: list[str]
+    raw: str
+    problem: str | None
+    """Why the record is malformed; None for a good one."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    delimiter: str
+    quote: str
+    """Quote character; empty: fields are never quoted."""
+    names: tuple[str, ...] | None
+    """The header's names; None without a header."""
+    width: int
+    """Fields of a record; 0 in an empty file."""
+
+
+@lru_cache(maxsize=16)
+def _patterns(delimiter: str, quote: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    q, d = re.escape(quote), re.escape(delimiter)
+    body = f" *{q}([^{q}]*(?:{q}{q}[^{q}]*)*)"
+    return re.compile(f"{body}{q} *(?={d}|\\Z)"), re.compile(f"{body}\\Z")
+
+
+def split_fields(text: str, delimiter: str, quote: str) -> tuple[list[str], Ending]:
+    """The fields of a record, and whether the record is whole.
+
+    It is `open` when a quote opens a field and nothing in the text closes it, `broken` when a line break lies outside quotes.
+    """
+    if not quote or quote not in text:
+        return text.split(delimiter), "broken" if "\n" in text else "whole"
+    quoted, unclosed = _patterns(delimiter, quote)
+    fields: list[str] = []
+    ending: Ending = "whole"
+    position = 0
+    while True:
+        if match := quoted.match(text, position):
+            fields.append(match[1].replace(quote * 2, quote))
+            end = match.end()
+        else:
+            if ending == "whole" and unclosed.match(text, position):
+                ending = "open"
+            end = text.find(delimiter, position)
+            end = len(text) if end < 0 else end
+            fields.append(text[position:end])
+            if ending == "whole" and "\n" in fields[-1]:
+                ending = "broken"
+        if end >= len(text):
+            return fields, ending
+        position = end + 1
+
+
+def assemble(lines: Iterable[Line], delimiter: str, quote: str, width: int | None) -> Iterator[Record]:
+    """Records of lines; blank lines are skipped. With `width`, another number of fields is a problem.
+
+    A quote left open takes in the lines after it only if it closes properly and gives `width` fields; else it is a literal.
+    """
+    source = iter(lines)
+    waiting: deque[Line] = deque()
+    while True:
+        line = waiting.popleft() if waiting else next(source, None)
+        if line is None:
+            return
+        if not line.text.strip(" \r"):
+            continue
+        if line.cut:
+            yield Record([], line.text, f"line longer than {MAX_LINE:,} characters")
+            continue
+        fields, ending = split_fields(line.text, delimiter, quote)
+        raw = line.text
+        if ending == "open":
+            taken: list[Line] = []
+            joined = _close(line.text, waiting, source, taken, delimiter, quote)
+            if joined is not None and (width is None or len(joined[0]) == width or len(fields) != width):
+                fields, raw = joined
+            else:
+                waiting.extendleft(reversed(taken))
+        problem = None if width is None or len(fields) == width else f"{len(fields)} field(s), expected {width}"
+        yield Record(fields, raw, problem)
+
+
+def _close(
+    first: str, waiting: deque[Line], source: Iterator[Line], taken: list[Line], delimiter: str, quote: str
+) -> tuple[list[str], str] | None:
+    """The record that begins with `first` and whose open quote a later line closes; `taken` lists the lines read for it."""
+    parts, size = [first], len(first)
+    while len(taken) < _MAX_RECORD_LINES:
+        line = waiting.popleft() if waiting else next(source, None)
+        if line is None:
+            return None
+        taken.append(line)
+        size += len(line.text)
+        if line.cut or size > MAX_LINE:
+            return None
+        parts.append(line.text)
+        if quote in line.text:
+            raw = "\n".join(parts)
+            fields, ending = split_fields(raw, delimiter, quote)
+            if ending != "open":
+                return (fields, raw) if ending == "whole" else None
+    return None
+
+
+def sniff(
+    lines: Sequence[Line],
+    *,
+    suffix: str,
+    columns: Mapping[str, str | int],
+    target: str,
+    labels: Iterable[str],
+    delimiter: str | None,
+    quote: str | None,
+    header: bool | None,
+) -> tuple[Dialect, list[str]]:
+    """The dialect of a file from its first lines, and what was assumed. What the caller gives is taken as it is."""
+    assumptions = []
+    if quote is None:
+        quote = _find_quote(lines, delimiter or ("\t" if suffix == "tsv" else ","))
+        if quote == "'":
+            assumptions.append("fields are quoted with ' (all fields of a column are)")
+    names = {name.strip().casefold() for name in columns.values() if isinstance(name, str)}
+    if delimiter is None:
+        delimiter = _find_delimiter(lines, quote, names, "\t" if suffix == "tsv" else ",")
+        if delimiter != ("\t" if suffix == "tsv" else ","):
+            assumptions.append(f"fields are separated by {_NAMES[delimiter]}")
+    records = [record.fields for record in assemble(lines, delimiter, quote, None)]
+    if not records:
+        return Dialect(delimiter, quote, None, 0), assumptions
+    if header is None:
+        header = _has_header(records, columns, names, target, {label.casefold() for label in labels})
+        assumptions.append("the first line is a header" if header else "no header: the first line is data")
+    if header:
+        found = tuple(name.strip() for name in records[0])
+        return Dialect(delimiter, quote, found, len(found)), assumptions
+    width = Counter(len(fields) for fields in records).most_common(1)[0][0]
+    return Dialect(delimiter, quote, None, width), assumptions
+
+
+def _find_quote(lines: Sequence[Line], delimiter: str) -> str:
+    """`'` only if it wraps every filled field of some column, in two records at least; else `"`, which is harmless as a stray."""
+    columns: dict[int, list[str]] = {}
+    for line in lines[1:]:
+        for place, field in enumerate(line.text.split(delimiter)):
+            if field.strip():
+                columns.setdefault(place, []).append(field.strip())
+    for fields in columns.values():
+        if len(fields) > 1 and all(len(field) > 1 and field[0] == field[-1] == "'" for field in fields):
+            return "'"
+    return '"'
+
+
+def _find_delimiter(lines: Sequence[Line], quote: str, names: set[str], usual: str) -> str:
+    scores: dict[str, tuple[bool, float, bool]] = {}
+    for delimiter in _DELIMITERS:
+        records = [record.fields for record in assemble(lines, delimiter, quote, None)]
+        if not records:
+            continue
+        width, agreeing = Counter(len(fields) for fields in records).most_common(1)[0]
+        named = bool(names) and names <= {name.strip().casefold() for name in records[0]}
+        if width > 1 or named:
+            scores[delimiter] = (named, agreeing / len(records), delimiter == usual)
+    return max(scores, key=lambda delimiter: scores[delimiter]) if scores else usual
+
+
+def _has_header(records: Sequence[Sequence[str]], columns: Mapping[str, str | int], names: set[str], target: str, labels: set[str]) -> bool:
+    first = [field.strip().casefold() for field in records[0]]
+    if names & set(first):
+        return True
+    places = {field: place for field, place in columns.items() if isinstance(place, int) and place < len(first)}
+    if any(first[place] == field.casefold() for field, place in places.items()):
+        return True
+    place = places.get(target)
+    if place is None or not labels or first[place] in labels:
+        return False
+    rest = [fields[place].strip().casefold() for fields in records[1:] if place < len(fields)]
+    return len(rest) > 1 and all(value in labels for value in rest)

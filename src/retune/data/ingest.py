@@ -1,0 +1,241 @@
+"""One landed object becomes a part of kept rows and a part of quarantined ones, and every row of it is accounted for."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+
+from retune.config import Prompt
+from retune.data.landing import LandingObject, file_sha256
+from retune.data.parts import PartWriter, part_schema, quarantine_schema, split_bucket
+from retune.data.read import CHUNK_ROWS, Chunk, Layout, open_reading
+from retune.data.schema import Fields, build_schema, failures, tidy
+from retune.errors import IntegrityError
+from retune.text import normalise, redact
+
+__all__ = ["NO_SLICE", "QUARANTINE", "Changes", "ObjectResult", "fields_of", "ingest_object", "layout_of", "new_or_changed"]
+
+QUARANTINE = "quarantine"
+"""Folder of the quarantined rows, beside the parts."""
+NO_SLICE = "(none)"
+"""Value of a slice that may be anything, in a row that has none."""
+_RECORD_CHARACTERS = 2_000
+_REASON_CHARACTERS = 300
+_REDACTIONS = ("mail", "phone", "card")
+
+
+@dataclass(frozen=True)
+class ObjectResult:
+    """What became of one landed object."""
+
+    key: str
+    sequence: int
+    fingerprint: str
+    sha256: str
+    """Of the object's bytes."""
+    rows: int
+    kept: int
+    duplicates: int
+    quarantined: dict[str, int]
+    """Kind -> rows; see `retune.data.schema.KINDS`."""
+    redacted: dict[str, int]
+    """mail, phone, card -> replacements, in kept, duplicate and quarantined rows."""
+    part: str | None
+    """File name of the kept rows; None where there are none."""
+    quarantine: str | None
+    """File name of the quarantined rows, in the folder `quarantine`; None where there are none."""
+    assumptions: list[str]
+    """How the file was read, in sentences for the user."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Changes:
+    read: tuple[LandingObject, ...]
+    """New objects, and known ones whose bytes changed."""
+    unchanged: tuple[str, ...]
+    """Keys of objects with the bytes that are known."""
+    fingerprints: dict[str, str]
+    """Key -> new fingerprint, where only that changed."""
+    vanished: tuple[str, ...]
+    """Known keys that are not there any more; their rows stay."""
+
+
+@dataclass
+class _Tally:
+    rows: int = 0
+    kept: int = 0
+    duplicates: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    redacted: Counter[str] = field(default_factory=Counter)
+    respelled: dict[str, dict[str, str]] = field(default_factory=dict)
+    seen: set[bytes] = field(default_factory=set)
+    """Digests of the rows kept so far: 16 bytes a row, the only thing that grows with the object."""
+
+    def redact(self, text: str) -> str:
+        text, counts = redact(text)
+        self.redacted.update(counts)
+        return text
+
+
+def fields_of(prompt: Prompt) -> Fields:
+    return Fields(
+        inputs=prompt.inputs,
+        target=prompt.target,
+        labels=tuple(prompt.labels),
+        slices=prompt.slices,
+        min_characters=prompt.preprocess.min_characters,
+        max_characters=prompt.source.max_characters,
+    )
+
+
+def layout_of(prompt: Prompt) -> Layout:
+    source = prompt.source
+    return Layout(
+        columns={name: source.columns.get(name, name) for name in fields_of(prompt).names},
+        target=prompt.target,
+        labels=tuple(prompt.labels),
+        header=source.header,
+        delimiter=source.delimiter,
+        quote=source.quote,
+        encoding=source.encoding,
+    )
+
+
+def new_or_changed(objects: Iterable[LandingObject], known: Mapping[str, Mapping[str, Any]]) -> Changes:
+    """What to read. `known`: key -> at least `fingerprint` and `sha256` of the object as it was read last.
+
+    A known fingerprint is believed; where it differs, the bytes decide. Raises StageError when an object is replaced meanwhile.
+    """
+    read: list[LandingObject] = []
+    unchanged: list[str] = []
+    fingerprints: dict[str, str] = {}
+    present = set()
+    for item in objects:
+        present.add(item.key)
+        before = known.get(item.key)
+        if before is None:
+            read.append(item)
+            continue
+        if before["fingerprint"] != item.fingerprint:
+            with item.snapshot() as path:
+                sha256 = file_sha256(path)
+            if sha256 != before["sha256"]:
+                read.append(item)
+                continue
+            fingerprints[item.key] = item.fingerprint
+        unchanged.append(item.key)
+    return Changes(tuple(read), tuple(unchanged), fingerprints, tuple(sorted(set(known) - present)))
+
+
+def ingest_object(prompt: Prompt, item: LandingObject, sequence: int, out_dir: Path, chunk_rows: int = CHUNK_ROWS) -> ObjectResult:
+    """Parses, validates, quarantines, redacts and drops exact duplicates, chunk by chunk.
+
+    Reads: the object. Writes: `out_dir/<sha256[:16]>.parquet` and `out_dir/quarantine/<sha256[:16]>.parquet`, each only if it has rows;
+    the same object and sequence give the same bytes. Raises BadInputError for a missing column or a file that is not what its suffix
+    says, StageError when the object is replaced meanwhile (a retry helps); nothing is written then.
+    """
+    fields = fields_of(prompt)
+    schema = build_schema(fields)
+    tally = _Tally()
+    with PartWriter(out_dir, part_schema(fields.names)) as kept, PartWriter(out_dir / QUARANTINE, quarantine_schema()) as quarantined:
+        with item.snapshot() as path:
+            sha256 = file_sha256(path)
+            reading = open_reading(path, item.key, layout_of(prompt), chunk_rows)
+            for chunk in reading.chunks:
+                good, bad = _take(chunk, fields, schema, tally)
+                kept.write(good.assign(object=sequence))
+                quarantined.write(bad.assign(object=sequence))
+        if tally.rows != tally.kept + tally.duplicates + tally.quarantined.total():
+            raise IntegrityError(
+                f"{item.key}: {tally.rows} rows must be kept + duplicates + quarantined, got "
+                f"{tally.kept} + {tally.duplicates} + {tally.quarantined.total()}"
+            )
+        quarantine = quarantined.commit()
+        part = kept.commit()
+    return ObjectResult(
+        key=item.key,
+        sequence=sequence,
+        fingerprint=item.fingerprint,
+        sha256=sha256,
+        rows=tally.rows,
+        kept=tally.kept,
+        duplicates=tally.duplicates,
+        quarantined=dict(sorted(tally.quarantined.items())),
+        redacted={kind: tally.redacted[kind] for kind in _REDACTIONS},
+        part=part,
+        quarantine=quarantine,
+        assumptions=reading.assumptions + _spelling(tally.respelled),
+    )
+
+
+def _take(chunk: Chunk, fields: Fields, schema: pa.DataFrameSchema, tally: _Tally) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of a chunk to keep, and those to quarantine."""
+    tidied = tidy(chunk.frame, fields)
+    failed = failures(tidied.frame, schema, fields)
+    for name, pairs in tidied.respelled.items():
+        tally.respelled.setdefault(name, {}).update(pairs)
+    tally.rows += len(chunk.frame) + len(chunk.malformed)
+    good = chunk.frame.index.difference(failed.index)
+    return _keep(chunk.frame.loc[good], tidied.frame.loc[good], fields, tally), _quarantine(chunk, failed, tally)
+
+
+def _keep(raw: pd.DataFrame, tidied: pd.DataFrame, fields: Fields, tally: _Tally) -> pd.DataFrame:
+    buckets = [split_bucket(texts) for texts in zip(*(raw[name] for name in fields.inputs), strict=True)]
+    columns: dict[str, list[str]] = {}
+    for name in fields.names:
+        free = name in fields.inputs or (name == fields.target and not fields.labels)
+        values = (raw if free else tidied)[name].fillna(NO_SLICE)
+        declared = not free and (name == fields.target or fields.slices[name])
+        columns[name] = list(values) if declared else [tally.redact(value) for value in values]
+    first = []
+    for cells in zip(*columns.values(), strict=True):
+        digest = hashlib.blake2b(json.dumps([normalise(cell) for cell in cells]).encode(), digest_size=16).digest()
+        first.append(digest not in tally.seen)
+        tally.seen.add(digest)
+    tally.kept += sum(first)
+    tally.duplicates += len(first) - sum(first)
+    frame = pd.DataFrame({"row": raw.index, "bucket": pd.Series(buckets, dtype="int64"), **columns})
+    return frame[pd.Series(first, dtype=bool)]
+
+
+def _quarantine(chunk: Chunk, failed: pd.DataFrame, tally: _Tally) -> pd.DataFrame:
+    entries: list[tuple[int, str, str, Mapping[str, str | None]]] = [
+        (item.row, "malformed", item.reason, {"raw": item.raw}) for item in chunk.malformed
+    ]
+    landed = chunk.frame.loc[failed.index].astype(object).where(lambda frame: frame.notna(), None)
+    for row, kind, reason, record in zip(failed.index, failed["kind"], failed["reason"], landed.to_dict("records"), strict=True):
+        entries.append((int(row), kind, reason, {str(name): value for name, value in record.items()}))
+    tally.quarantined.update(kind for _, kind, _, _ in entries)
+    rows = []
+    for row, kind, reason, landing in sorted(entries, key=lambda entry: entry[0]):
+        shown = {name: None if value is None else tally.redact(_start(value, _RECORD_CHARACTERS)) for name, value in landing.items()}
+        rows.append((row, kind, redact(_start(reason, _REASON_CHARACTERS))[0], json.dumps(shown, ensure_ascii=False)))
+    return pd.DataFrame(rows, columns=["row", "kind", "reason", "record"])
+
+
+def _start(text: str, characters: int) -> str:
+    """The text's start, cut where no mail address or number is cut in two (half of one would not be recognised)."""
+    if len(text) <= characters:
+        return text
+    head = text[:characters]
+    if not text[characters].isspace():
+        head = head.rpartition(" ")[0]
+    return re.sub(r"[\d\s().+/-]+\Z", "", head) + " …"
+
+
+def _spelling(respelled: Mapping[str, Mapping[str, str]]) -> list[str]:
+    sentences = []
+    for name, pairs in sorted(respelled.items()):
+        examples: Sequence[str] = [f"{landed!r} as {declared!r}" for landed, declared in sorted(pairs.items())[:5]]
+        sentences.append(f"{name} is matched without regard to case: {', '.join(examples)}")
+    return sentences

@@ -1,0 +1,82 @@
+"""Parts: Parquet files named by their content, the same bytes for the same rows."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retune.data.landing import file_sha256
+
+__all__ = ["BUCKETS", "PartWriter", "part_schema", "quarantine_schema", "read_parts", "split_bucket"]
+
+BUCKETS = 10_000
+_SPLIT_KEY = b"split_v1"
+
+
+def split_bucket(texts: Sequence[str]) -> int:
+    """0..9999 from a row's raw input texts, frozen for ever: it decides the row's split, before redaction and normalisation."""
+    digest = hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8, key=_SPLIT_KEY).digest()
+    return int.from_bytes(digest, "big") % BUCKETS
+
+
+def part_schema(fields: Iterable[str]) -> pa.Schema:
+    return pa.schema([("object", pa.int64()), ("row", pa.int64()), ("bucket", pa.int16()), *((field, pa.string()) for field in fields)])
+
+
+def quarantine_schema() -> pa.Schema:
+    return pa.schema([("object", pa.int64()), ("row", pa.int64()), ("kind", pa.string()), ("reason", pa.string()), ("record", pa.string())])
+
+
+class PartWriter:
+    """Writes frames to a temporary file; `commit` gives it its name. Without a commit, or without rows, nothing stays."""
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._schema = schema
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+        os.close(handle)
+        self._path = Path(name)
+        self._writer = pq.ParquetWriter(self._path, schema, compression="zstd", compression_level=3, version="2.6", data_page_version="1.0")
+        self._rows = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._writer.close()
+        self._path.unlink(missing_ok=True)
+
+    def write(self, frame: pd.DataFrame) -> None:
+        if len(frame):
+            table = pa.Table.from_pandas(frame, schema=self._schema, preserve_index=False).replace_schema_metadata(None)
+            self._writer.write_table(table)
+            self._rows += len(frame)
+
+    def commit(self) -> str | None:
+        """Gives the file its name, which is returned; None where no row was written."""
+        self._writer.close()
+        if not self._rows:
+            return None
+        with self._path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        name = f"{file_sha256(self._path)[:16]}.parquet"
+        self._path.chmod(0o644)
+        self._path.rename(self._folder / name)
+        return name
+
+
+def read_parts(paths: Iterable[Path]) -> pd.DataFrame:
+    """All rows of the parts, ordered by object and row."""
+    tables = [pq.read_table(path) for path in sorted(paths)]
+    if not tables:
+        return pd.DataFrame({"object": [], "row": [], "bucket": []}, dtype="int64")
+    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    return frame.sort_values(["object", "row"], ignore_index=True)

@@ -1,0 +1,131 @@
+"""What a row must be, built from the prompt; and why a row is not, in words for whoever landed it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+
+from retune.text import normalise
+
+__all__ = ["KINDS", "Fields", "Tidied", "build_schema", "failures", "tidy"]
+
+KINDS = (
+    "malformed",
+    "missing_text",
+    "too_long",
+    "too_short",
+    "missing_label",
+    "unknown_label",
+    "missing_slice",
+    "unknown_slice_value",
+)
+"""Why a row is quarantined; a row with several reasons counts under the first of them here."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of a prompt and what they may hold."""
+
+    inputs: tuple[str, ...]
+    target: str
+    labels: tuple[str, ...]
+    """Empty: the target is free text."""
+    slices: Mapping[str, Sequence[str] | None]
+    """Slice -> allowed values; None: any."""
+    min_characters: int
+    max_characters: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.inputs, self.target, *self.slices)))
+
+
+@dataclass(frozen=True)
+class Tidied:
+    frame: pd.DataFrame
+    """Inputs normalised, labels and slice values stripped and in their declared spelling; NaN where empty."""
+    respelled: dict[str, set[tuple[str, str]]]
+    """Field -> (as landed, as declared), where only case differed."""
+
+
+def tidy(frame: pd.DataFrame, fields: Fields) -> Tidied:
+    respelled: dict[str, set[tuple[str, str]]] = {}
+    columns: dict[str, pd.Series[Any]] = {}
+    for name in fields.names:
+        values = frame[name].map(normalise, na_action="ignore").astype("str")
+        allowed = fields.labels if name == fields.target else fields.slices.get(name)
+        if allowed:
+            declared = {value.casefold(): value for value in allowed}
+            exact = set(allowed)
+            spelled = {value: declared[value.casefold()] for value in values.dropna().unique() if value.casefold() in declared}
+            spelled = {value: right for value, right in spelled.items() if value not in exact}
+            if spelled:
+                values = values.replace(spelled)
+                respelled[name] = set(spelled.items())
+        columns[name] = values.mask(values == "")
+    return Tidied(pd.DataFrame(columns, index=frame.index), respelled)
+
+
+def build_schema(fields: Fields) -> pa.DataFrameSchema:
+    """The pandera schema of a tidied frame. Each check's error is a kind and the words of the reason."""
+    columns = {}
+    for name in fields.names:
+        checks = []
+        if name in fields.inputs:
+            checks.append(_at_least(fields.min_characters, name))
+        if name in fields.inputs or (name == fields.target and not fields.labels):
+            checks.append(_at_most(fields.max_characters, name))
+        allowed = fields.labels if name == fields.target else fields.slices.get(name)
+        if allowed:
+            kind = "unknown_label" if name == fields.target else "unknown_slice_value"
+            checks.append(pa.Check.isin(list(allowed), error=f"{kind}|{name} must be one of {', '.join(allowed)}, got {{}}"))
+        columns[name] = pa.Column("str", checks, nullable=name in fields.slices and not fields.slices[name])
+    return pa.DataFrameSchema(columns, index=pa.Index("int64", unique=True))
+
+
+def failures(tidied: pd.DataFrame, schema: pa.DataFrameSchema, fields: Fields) -> pd.DataFrame:
+    """Index: row numbers that fail; columns `kind` and `reason` (all reasons of the row)."""
+    try:
+        schema.validate(tidied, lazy=True)
+    except pa.errors.SchemaErrors as error:
+        cases = error.failure_cases
+    else:
+        return pd.DataFrame({"kind": [], "reason": []}, dtype="str", index=pd.Index([], name="row", dtype="int64"))
+    reasons: dict[int, list[tuple[int, str]]] = {}
+    for column, check, value, row in zip(cases["column"], cases["check"], cases["failure_case"], cases["index"], strict=True):
+        if check == "not_nullable":
+            kind, reason = _missing(str(column), fields), f"{column} must not be empty"
+        elif "|" in str(check):
+            kind, words = str(check).split("|", 1)
+            got: Any = len(value) if kind in ("too_long", "too_short") else value[:60]
+            reason = words.removesuffix("{}") + repr(got)
+        else:
+            raise ValueError(f"the frame does not fit the schema: {column}: {check}")
+        reasons.setdefault(int(row), []).append((KINDS.index(kind), reason))
+    rows = sorted(reasons)
+    return pd.DataFrame(
+        {
+            "kind": [KINDS[min(reasons[row])[0]] for row in rows],
+            "reason": ["; ".join(reason for _, reason in sorted(reasons[row])) for row in rows],
+        },
+        index=pd.Index(rows, name="row", dtype="int64"),
+        dtype="str",
+    )
+
+
+def _missing(column: str, fields: Fields) -> str:
+    if column in fields.inputs:
+        return "missing_text"
+    return "missing_label" if column == fields.target else "missing_slice"
+
+
+def _at_least(characters: int, name: str) -> pa.Check:
+    reason = f"too_short|{name} must have at least {characters} character(s), got {{}}"
+    return pa.Check(lambda texts: texts.str.len() >= characters, error=reason)
+
+
+def _at_most(characters: int, name: str) -> pa.Check:
+    reason = f"too_long|{name} must have at most {characters} character(s), got {{}}"
+    return pa.Check(lambda texts: texts.str.len() <= characters, error=reason)

@@ -1,0 +1,110 @@
+"""A decision as Markdown, for MLflow's run description, the task log and a pull request."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from retune.config import Prompt
+from retune.evaluation.metrics import task_metrics
+from retune.evaluation.roles import CANDIDATE, CHAMPION, ROLE_TITLES
+from retune.records import Decision, Evaluation
+
+__all__ = ["decision_markdown"]
+
+
+def decision_markdown(decision: Decision, evaluations: Mapping[str, Evaluation], prompt: Prompt) -> str:
+    """Verdict and reasons first, then metrics by role, gates, labels and slices. Holds no time: the same input gives the same text.
+
+    `evaluations`: role (`retune.evaluation.roles`) -> evaluation; a role that is absent has no column.
+    """
+    roles = [role for role in ROLE_TITLES if role in evaluations]
+    parts = [
+        f"# {prompt.name}: {decision.verdict}",
+        "\n".join(f"- {_text(reason)}" for reason in decision.reasons) or "- No reason was recorded.",
+        "## Metrics",
+        _metrics(evaluations, roles, prompt),
+        _measured(evaluations, roles),
+        "## Gates",
+        _gates(decision.gates),
+    ]
+    if any(evaluations[role].per_class for role in roles):
+        parts += ["## F1 by label", _labels(evaluations, roles)]
+    if any(evaluations[role].slices for role in roles):
+        parts += [f"## {prompt.promote.metric} by slice", _slices(evaluations, roles, prompt)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metrics(evaluations: Mapping[str, Evaluation], roles: Sequence[str], prompt: Prompt) -> str:
+    rows = []
+    for metric in task_metrics(prompt.task):
+        name = f"**{metric.name}**" if metric.name == prompt.promote.metric else metric.name
+        better = "higher" if metric.higher_is_better else "lower"
+        rows.append([name, *(_number(evaluations[role].metrics.get(metric.name)) for role in roles), better, metric.unit])
+    return _table(["metric", *(ROLE_TITLES[role] for role in roles), "better", "unit"], rows)
+
+
+def _measured(evaluations: Mapping[str, Evaluation], roles: Sequence[str]) -> str:
+    releases = ", ".join(f"{ROLE_TITLES[role]} `{evaluations[role].release[:12]}`" for role in roles)
+    rows = sorted({evaluations[role].rows for role in roles})
+    return f"On {' / '.join(f'{count:,}' for count in rows)} test rows: {releases}."
+
+
+def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for gate in gates:
+        outcome = "passed" if gate["passed"] else f"**failed: {gate['on_fail']}**"
+        interval = "" if gate["low"] is None else f"{_number(gate['low'])} to {_number(gate['high'])}"
+        rows.append([gate["name"], outcome, _optional(gate["value"]), interval, _optional(gate["threshold"]), _text(gate["reason"])])
+    return _table(["gate", "outcome", "value", "interval", "threshold", "reason"], rows)
+
+
+def _labels(evaluations: Mapping[str, Evaluation], roles: Sequence[str]) -> str:
+    labels = dict.fromkeys(label for role in roles for label in evaluations[role].per_class)
+    rows = []
+    for label in labels:
+        figures = [evaluations[role].per_class.get(label, {}) for role in roles]
+        rows.append([_text(label), _count(figures), *(_number(values.get("f1")) for values in figures)])
+    return _table(["label", "rows", *(ROLE_TITLES[role] for role in roles)], rows)
+
+
+def _slices(evaluations: Mapping[str, Evaluation], roles: Sequence[str], prompt: Prompt) -> str:
+    metric, policy = prompt.promote.metric, prompt.promote
+    names = dict.fromkeys((column, value) for role in roles for column, values in evaluations[role].slices.items() for value in values)
+    rows = []
+    for column, value in names:
+        figures = {role: evaluations[role].slices.get(column, {}).get(value, {}) for role in roles}
+        few = figures.get(CANDIDATE, {}).get("rows", 0) < policy.min_slice_rows
+        guarded = "no: max_slice_gap not set" if policy.max_slice_gap is None else "no: too few rows" if few else "yes"
+        change = _change(figures.get(CHAMPION, {}).get(metric), figures.get(CANDIDATE, {}).get(metric))
+        shown = [_number(values.get(metric)) for values in figures.values()]
+        rows.append([_text(f"{column}={value}"), _count(figures.values()), *shown, change, guarded])
+    return _table(["slice", "rows", *(ROLE_TITLES[role] for role in roles), "change", "guarded"], rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _count(figures: Iterable[Mapping[str, float]]) -> str:
+    """Rows, as far as the roles agree."""
+    return " / ".join(f"{rows:,.0f}" for rows in sorted({values["rows"] for values in figures if "rows" in values}))
+
+
+def _number(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.4f}"
+
+
+def _optional(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return "" if before is None or after is None else f"{after - before:+.4f}"
+
+
+def _text(value: str) -> str:
+    """Text from data as plain Markdown text on one line: no table cell, tag, image or link of its own."""
+    escaped = " ".join(value.split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    for character in "|[]`*":
+        escaped = escaped.replace(character, f"\\{character}")
+    return escaped

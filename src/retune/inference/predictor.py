@@ -1,0 +1,147 @@
+"""A release at work: rows in, predictions out. Used by evaluation, the command line and the MLflow model alike."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from retune.config import Prompt
+from retune.errors import ConfigError, IntegrityError
+from retune.inference.base_model import BaseModel, open_base_model
+from retune.inference.encoding import Encoder, Rows
+from retune.inference.inputs import EncodedRow, check_length, collate, encode_with_answers, sorted_batches
+from retune.inference.release import Release, read_release
+from retune.inference.scoring import generate_batch, row_losses, score_batch
+
+__all__ = ["PREDICTION", "Predictor", "probability_column"]
+
+PREDICTION = "prediction"
+"""Column of the predicted label or text."""
+BATCH = 32
+"""Rows of a forward pass."""
+COPIES = 512
+"""Most rows x labels of a scoring pass whose labels have several tokens: each holds a cache."""
+
+
+def probability_column(label: str) -> str:
+    return f"p_{label}"
+
+
+class Predictor:
+    """One prompt on one base model. Holds no state between calls; calls from several threads do not disturb each other."""
+
+    def __init__(self, base: BaseModel, prompt: Prompt, soft_prompt: torch.Tensor | None) -> None:
+        """soft_prompt: [P, H]; None: the template alone. Raises ConfigError for labels that cannot be told apart."""
+        if soft_prompt is not None and (soft_prompt.ndim != 2 or soft_prompt.shape[1] != base.hidden_size):
+            raise ConfigError(f"the soft prompt must be [P, {base.hidden_size}] for this base model, got {list(soft_prompt.shape)}")
+        self.base = base
+        self.prompt = prompt
+        self.soft_prompt = None if soft_prompt is None else soft_prompt.detach().to(base.device)
+        self._encoder = Encoder(prompt, base.tokenizer)
+        self._labels = self._encoder.labels() if prompt.task == "classification" else []
+
+    @classmethod
+    def load(cls, folder: Path, base_models: Sequence[Path] = (), project: Path | None = None, release_id: str | None = None) -> Self:
+        """Reads and verifies a release, then finds, verifies and loads its base model.
+
+        base_models: folders in which the base model is looked up. release_id: the id that the release must have.
+
+        Raises IntegrityError if the release or the base model is not the recorded one, BadInputError if the base model is not found.
+        """
+        release = read_release(folder, release_id)
+        return cls.of(release, open_base_model(release.prompt.base_model, project, base_models))
+
+    @classmethod
+    def of(cls, release: Release, base: BaseModel) -> Self:
+        """The release on a base model that is already loaded. Raises IntegrityError if it is not the model of the release."""
+        for name, recorded, found in (
+            ("base model", release.base_sha256, base.sha256),
+            ("tokenizer", release.tokenizer_sha256, base.tokenizer_sha256),
+        ):
+            if recorded != found:
+                raise IntegrityError(f"release {release.id} was made with the {name} {recorded}, but this one has {found}")
+        if release.soft_prompt is not None and release.soft_prompt.shape[1] != base.hidden_size:
+            raise IntegrityError(
+                f"release {release.id}: prompt_embeddings must have the base model's hidden size {base.hidden_size}, "
+                f"got {release.soft_prompt.shape[1]}"
+            )
+        return cls(base, release.prompt, release.soft_prompt)
+
+    def predict(self, rows: Rows) -> pd.DataFrame:
+        """One output row per input row, in the same order (a DataFrame's index is kept).
+
+        classification: `prediction` and a probability per label, `p_<label>`, which add up to 1. generation: `prediction`.
+
+        Raises BadInputError naming the row and field at fault.
+        """
+        index = rows.index if isinstance(rows, pd.DataFrame) else pd.RangeIndex(len(rows))
+        if self.prompt.task == "generation":
+            return pd.DataFrame({PREDICTION: pd.Series(self.generate(rows), index=index, dtype="str")})
+        scores = self.score_labels(rows).double()
+        names = list(self.prompt.labels)
+        predictions = pd.Series([names[i] for i in scores.argmax(1).tolist()], index=index, dtype="str")
+        shares = scores.softmax(1).numpy()  # [N, C]
+        columns = {probability_column(name): pd.Series(shares[:, i], index=index) for i, name in enumerate(names)}
+        return pd.DataFrame({PREDICTION: predictions, **columns})
+
+    def score_labels(self, rows: Rows) -> torch.Tensor:
+        """Log-probability of each label's words after each row, [N, C] in the order of the prompt's labels, fp32 on the CPU.
+
+        Raises ConfigError for a prompt without labels.
+        """
+        if not self._labels:
+            raise ConfigError(f"{self.prompt.name}: only task: classification has labels to score")
+        longest = max(map(len, self._labels))
+        encoded = self._encode(rows, longest)
+        size = BATCH if longest == 1 else max(1, min(BATCH, COPIES // len(self._labels)))
+        out = torch.zeros(len(encoded), len(self._labels))
+        for numbers in sorted_batches(encoded, size):
+            out[numbers] = score_batch(self.base, self.soft_prompt, [encoded[i] for i in numbers], self._labels).cpu()
+        return out
+
+    def generate(self, rows: Rows) -> list[str]:
+        """Text that the model writes after each row, without outer white space."""
+        settings = self.prompt.generation
+        encoded = self._encode(rows, settings.max_new_tokens)
+        out = [""] * len(encoded)
+        for numbers in sorted_batches(encoded, BATCH):
+            batch = [encoded[i] for i in numbers]
+            written = generate_batch(self.base, self.soft_prompt, batch, settings.max_new_tokens, settings.temperature)
+            for i, ids in zip(numbers, written, strict=True):
+                text = self.base.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                out[i] = text.strip()
+        return out
+
+    def reference_losses(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Negative log-likelihood of each row's reference answer, end of sequence included, as in training.
+
+        Returns (sum over the answer's tokens in nats [N], tokens [N]).
+
+        Raises BadInputError for a row without a usable target.
+        """
+        encoded = encode_with_answers(self.base, self._encoder, self._soft_tokens, rows)
+        sums, counts = np.zeros(len(encoded)), np.array([len(row.answer) for row in encoded], dtype=np.int64)
+        for numbers in sorted_batches(encoded, BATCH):
+            sums[numbers] = row_losses(self.base, self.soft_prompt, collate([encoded[i] for i in numbers], "right", self.base.device))
+        return sums, counts
+
+    def perplexity(self, rows: Rows) -> float:
+        """exp of the mean negative log-likelihood per answer token over all rows. Raises ConfigError without rows."""
+        sums, counts = self.reference_losses(rows)
+        if not counts.sum():
+            raise ConfigError("perplexity needs at least one row with an answer")
+        return float(np.exp(sums.sum() / counts.sum()))
+
+    @property
+    def _soft_tokens(self) -> int:
+        return 0 if self.soft_prompt is None else int(self.soft_prompt.shape[0])
+
+    def _encode(self, rows: Rows, new: int) -> list[EncodedRow]:
+        """new: answer tokens for which the context must leave room."""
+        encoded = [EncodedRow(ids) for ids in self._encoder.prompts(rows)]
+        for number, row in enumerate(encoded):
+            check_length(number, row, self._soft_tokens, new, self.base.context)
+        return encoded

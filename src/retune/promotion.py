@@ -1,0 +1,298 @@
+"""The gate: may the candidate replace the champion? Pure: two evaluated releases and a policy in, a decision with its reasons out.
+
+| gate | fails when | verdict |
+|---|---|---|
+| different_release | the candidate is the champion itself | HOLD |
+| not_barred | the release was rolled back and not unbarred | HOLD |
+| same_test_rows | test rows, their references or the evaluation code differ, or predictions and figures do not belong together | HOLD |
+| complete | a figure of the candidate is missing or no finite number (REJECT), or one of the champion is (HOLD) | REJECT, HOLD |
+| same_splits | the champion was tuned on other splits: it may have seen test rows | HOLD |
+| gain | the metric is measurably worse (REJECT), indistinguishable (HOLD) or rises by less than min_gain (HOLD) | REJECT, HOLD |
+| floors | a metric misses its floor; one gate per floor, named floors.METRIC | REJECT |
+| slices | the metric falls too far in a slice, or the candidate lacks one (REJECT); the champion lacks one (HOLD) | REJECT, HOLD |
+
+Every gate is evaluated and listed. A gate that could not be evaluated has failed.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import pandas as pd
+
+from retune.config import Policy, Splits
+from retune.errors import BadInputError, RetuneError
+from retune.evaluation.comparison import paired_bootstrap
+from retune.evaluation.metrics import Metric, metric_named
+from retune.evaluation.predictions import rows_sha256
+from retune.records import Comparison, Decision, Evaluation, Gate, Verdict
+
+__all__ = ["Side", "decide"]
+
+T = TypeVar("T")
+
+ROUNDING = 1e-9
+"""Differences of metrics up to this are rounding of floats: they neither promote nor refuse."""
+MAX_NAMED = 5
+"""Slices named in one sentence; more are counted."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One release in the comparison."""
+
+    evaluation: Evaluation
+    predictions: pd.DataFrame
+    """The frame that `evaluation` was made from (columns: `retune.evaluation.predictions`)."""
+    splits: Splits | None
+    """Splits in the release's own prompt file, which the candidate's test rows come from; None for a champion that was tuned on no
+    rows (the template alone)."""
+    base_model: str
+    """sha256 or revision of the base model."""
+
+
+def decide(
+    candidate: Side,
+    champion: Side,
+    policy: Policy,
+    labels: Sequence[str],
+    *,
+    barred: bool,
+    same_release: bool,
+    seed: int = 0,
+) -> Decision:
+    """Verdict of the gate, with every gate and the reasons for a person, the weightiest first.
+
+    `labels`: today's, in the prompt's order; empty for task: generation. `barred`: whether the candidate was rolled back and not
+    unbarred. `same_release`: whether the candidate is the champion. `seed` draws the bootstrap's resamples. Fails closed: whatever
+    goes wrong inside a gate is that gate's failure, never a promotion.
+    """
+    compared = _attempt(
+        "gain",
+        lambda: paired_bootstrap(
+            candidate.predictions, champion.predictions, policy.metric, labels, policy.confidence, policy.resamples, seed
+        ),
+    )
+    checks: list[tuple[str, Callable[[], Gate]]] = [
+        ("different_release", partial(_different_release, candidate, same_release)),
+        ("not_barred", partial(_not_barred, candidate, barred)),
+        ("same_test_rows", partial(_same_test_rows, candidate, champion)),
+        ("complete", partial(_complete, candidate.evaluation, champion.evaluation, policy)),
+        ("same_splits", partial(_same_splits, candidate.splits, champion.splits)),
+        ("gain", partial(_gain, compared, candidate.evaluation, champion.evaluation, policy.min_gain)),
+        *((f"floors.{name}", partial(_floor, candidate.evaluation, name, floor)) for name, floor in policy.floors.items()),
+        ("slices", partial(_slices, candidate.evaluation, champion.evaluation, policy)),
+    ]
+    gates = [_attempt(name, check) for name, check in checks]
+    verdict = _verdict(gates)
+    return Decision(
+        verdict=verdict,
+        reasons=[*_reasons(gates, verdict), *_notes(candidate, champion, policy)],
+        gates=[gate.to_json() for gate in gates],
+        comparison=compared.to_json() if isinstance(compared, Comparison) else None,
+    )
+
+
+def _attempt(name: str, check: Callable[[], T]) -> T | Gate:
+    """The result of a check, or a failed gate that says why there is none."""
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001  whatever fails here must refuse the promotion, and leave a decision to read
+        kind = "" if isinstance(error, RetuneError) else f"{type(error).__name__}: "
+        return Gate(name, False, f"{name} could not be checked: {kind}{error}.", on_fail="HOLD")
+
+
+def _verdict(gates: Sequence[Gate]) -> Verdict:
+    failed = {gate.on_fail for gate in gates if not gate.passed}
+    if not failed:
+        return "PROMOTE"
+    return "REJECT" if "REJECT" in failed else "HOLD"
+
+
+def _reasons(gates: Sequence[Gate], verdict: Verdict) -> list[str]:
+    """Failed gates, those that reject first, then the gain."""
+    failed = sorted((gate for gate in gates if not gate.passed), key=lambda gate: gate.on_fail != "REJECT")
+    gain = [gate.reason for gate in gates if gate.name == "gain" and gate.passed]
+    return [*(gate.reason for gate in failed), *gain] if verdict != "PROMOTE" else gain
+
+
+def _notes(candidate: Side, champion: Side, policy: Policy) -> Iterator[str]:
+    """What decides nothing and a person should know."""
+    if candidate.base_model != champion.base_model:
+        yield f"The base model differs: {candidate.base_model[:12]} for the candidate, {champion.base_model[:12]} for the champion."
+    if policy.max_slice_gap is not None:
+        small = [
+            f"{column}={value} ({figures.get('rows', 0):.0f})"
+            for column, values in candidate.evaluation.slices.items()
+            for value, figures in values.items()
+            if figures.get("rows", 0) < policy.min_slice_rows
+        ]
+        if small:
+            yield f"Not guarded, with fewer than {policy.min_slice_rows} test rows: {_listed(small)}."
+
+
+def _different_release(candidate: Side, same_release: bool) -> Gate:
+    name = candidate.evaluation.release[:12]
+    reason = f"The candidate {name} is the champion itself." if same_release else f"The candidate {name} is not the champion."
+    return Gate("different_release", not same_release, reason)
+
+
+def _not_barred(candidate: Side, barred: bool) -> Gate:
+    name = candidate.evaluation.release[:12]
+    reason = f"The release {name} was rolled back; unbar it to allow it again." if barred else f"The release {name} is not barred."
+    return Gate("not_barred", not barred, reason)
+
+
+def _same_test_rows(candidate: Side, champion: Side) -> Gate:
+    ours, theirs = candidate.evaluation, champion.evaluation
+    differing = []
+    if ours.rows != theirs.rows:
+        differing.append(f"{ours.rows:,} and {theirs.rows:,} rows")
+    if ours.test_sha256 != theirs.test_sha256:
+        differing.append(f"test rows {ours.test_sha256[:12]} and {theirs.test_sha256[:12]}")
+    if ours.evaluator != theirs.evaluator:
+        differing.append(f"evaluation code {ours.evaluator[:12]} and {theirs.evaluator[:12]}")
+    for role, side in (("candidate", candidate), ("champion", champion)):
+        if rows_sha256(side.predictions) != side.evaluation.test_sha256:
+            differing.append(f"predictions of the {role} that its figures were not made from")
+    if differing:
+        reason = f"The two releases were not measured alike: {'; '.join(differing)}. Evaluate both again."
+    else:
+        reason = f"Both releases were measured on the same {ours.rows:,} test rows by the same code."
+    return Gate("same_test_rows", not differing, reason)
+
+
+def _complete(candidate: Evaluation, champion: Evaluation, policy: Policy) -> Gate:
+    policed = [policy.metric, *policy.floors]
+    ours = _incomplete(candidate, [*champion.metrics, *policed])
+    theirs = _incomplete(champion, [*candidate.metrics, *policed])
+    if ours:
+        return Gate("complete", False, f"The candidate's figures are not complete: {', '.join(ours)}.", on_fail="REJECT")
+    if theirs:
+        return Gate("complete", False, f"The champion's figures are not complete: {', '.join(theirs)}. Evaluate it again.")
+    return Gate("complete", True, f"All {len(candidate.metrics)} metrics of both releases are finite numbers.", on_fail="REJECT")
+
+
+def _incomplete(evaluation: Evaluation, names: Sequence[str]) -> list[str]:
+    problems = []
+    for name in dict.fromkeys(names):
+        if name not in evaluation.metrics:
+            problems.append(f"{name} is missing")
+        elif not math.isfinite(evaluation.metrics[name]):
+            problems.append(f"{name} is {evaluation.metrics[name]}")
+    return problems
+
+
+def _same_splits(candidate: Splits | None, champion: Splits | None) -> Gate:
+    if champion is None:
+        return Gate("same_splits", True, "The champion was tuned on no rows.")
+    if candidate is None:
+        return Gate("same_splits", False, "The candidate's splits are not known, so the champion may have been tuned on today's test rows.")
+    ours, theirs = ("/".join(f"{share:g}" for share in (splits.train, splits.validation, splits.test)) for splits in (candidate, champion))
+    if candidate == champion:
+        return Gate("same_splits", True, f"Both releases were tuned with the splits {ours}.")
+    return Gate(
+        "same_splits",
+        False,
+        f"The splits changed from {theirs} to {ours} (train/validation/test), so the champion may have been tuned on today's test rows. "
+        "Go back to its splits, or roll back to the template alone first.",
+    )
+
+
+def _gain(compared: Comparison | Gate, candidate: Evaluation, champion: Evaluation, min_gain: float) -> Gate:
+    if isinstance(compared, Gate):
+        return compared
+    for role, evaluation, value in (("candidate", candidate, compared.candidate), ("champion", champion, compared.champion)):
+        stated = evaluation.metrics.get(compared.metric, math.nan)
+        if not abs(stated - value) <= ROUNDING:
+            raise BadInputError(
+                f"{compared.metric} of the {role} is {_figure(stated)} in its figures and {_figure(value)} in its predictions"
+            )
+    low, high, gain = compared.low, compared.high, compared.gain
+    distinct, enough, worse = low > ROUNDING, gain >= min_gain - ROUNDING, high < -ROUNDING
+    figures = (
+        f"{_figure(compared.candidate)} against {_figure(compared.champion)} on {compared.rows:,} rows, a gain of {_signed(gain)} "
+        f"(from {_signed(low)} to {_signed(high)}, each end at {100 * compared.confidence:g} % confidence)"
+    )
+    if distinct and enough:
+        reason = f"{compared.metric} is measurably better: {figures}."
+    elif distinct:
+        reason = f"{compared.metric} is measurably better, by less than the min_gain of {_figure(min_gain)}: {figures}."
+    elif worse:
+        reason = f"{compared.metric} is measurably worse: {figures}."
+    else:
+        short = "" if enough else f", and the gain is less than the min_gain of {_figure(min_gain)}"
+        reason = f"{compared.metric} cannot be told from the champion's{short}: {figures}."
+    return Gate("gain", distinct and enough, reason, gain, _finite(min_gain), low, high, on_fail="REJECT" if worse else "HOLD")
+
+
+def _floor(candidate: Evaluation, name: str, floor: float) -> Gate:
+    metric = metric_named(name)
+    value = candidate.metrics.get(name, math.nan)
+    passed = metric.sign * (value - floor) >= -ROUNDING
+    bound = "least" if metric.higher_is_better else "greatest"
+    outcome = "which meets" if passed else "which misses"
+    reason = f"{name} is {_figure(value)}, {outcome} its floor: the {bound} allowed is {_figure(floor)}."
+    return Gate(f"floors.{name}", passed, reason, _finite(value), _finite(floor), on_fail="REJECT")
+
+
+def _slices(candidate: Evaluation, champion: Evaluation, policy: Policy) -> Gate:
+    metric = metric_named(policy.metric)
+    ours, theirs = _flat(candidate), _flat(champion)
+    lacking = [name for name in theirs if policy.metric not in ours.get(name, {})]
+    if lacking:
+        return Gate("slices", False, f"The candidate has no {policy.metric} for {_listed(lacking)}.", on_fail="REJECT")
+    unlike = [
+        name for name, figures in ours.items() if policy.metric not in theirs.get(name, {}) or figures["rows"] != theirs[name]["rows"]
+    ]
+    if unlike:
+        return Gate("slices", False, f"The champion was not measured on the same rows in {_listed(unlike)}. Evaluate both again.")
+    if policy.max_slice_gap is None:
+        return Gate("slices", True, f"max_slice_gap is not set: {len(ours)} slices are reported, none is guarded.", on_fail="REJECT")
+    falls = {name: _fall(metric, figures, theirs[name]) for name, figures in ours.items() if figures["rows"] >= policy.min_slice_rows}
+    if not falls:
+        reason = f"No slice has the {policy.min_slice_rows} test rows from which it is guarded."
+        return Gate("slices", True, reason, threshold=_finite(policy.max_slice_gap), on_fail="REJECT")
+    too_far = [name for name, fall in falls.items() if not fall <= policy.max_slice_gap + ROUNDING]
+    worst = max(falls, key=lambda name: math.inf if math.isnan(falls[name]) else falls[name])
+    if too_far:
+        shown = [f"{name} ({_change(policy.metric, ours[name], theirs[name])})" for name in sorted(too_far, key=lambda name: name != worst)]
+        reason = f"{policy.metric} gets worse by more than {_figure(policy.max_slice_gap)} in {_listed(shown)}."
+    else:
+        reason = (
+            f"{policy.metric} gets worse by more than {_figure(policy.max_slice_gap)} in none of {len(falls)} guarded slices; "
+            f"the least favourable change is in {worst} ({_change(policy.metric, ours[worst], theirs[worst])})."
+        )
+    return Gate("slices", not too_far, reason, _finite(falls[worst]), _finite(policy.max_slice_gap), on_fail="REJECT")
+
+
+def _flat(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    return {f"{column}={value}": figures for column, values in evaluation.slices.items() for value, figures in values.items()}
+
+
+def _fall(metric: Metric, candidate: dict[str, float], champion: dict[str, float]) -> float:
+    return metric.sign * (champion[metric.name] - candidate[metric.name])
+
+
+def _change(metric: str, candidate: dict[str, float], champion: dict[str, float]) -> str:
+    return f"{_figure(champion[metric])} to {_figure(candidate[metric])}, {candidate['rows']:,.0f} rows"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
+def _figure(value: float) -> str:
+    return f"{value:.1e}" if 0 < abs(value) < 0.00005 else f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1e}" if 0 < abs(value) < 0.00005 else f"{value:+.4f}"
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: a value that is none is left out of the record and stands in the reason."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,107 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss
+
+from retune.config import canonical_json
+from retune.errors import BadInputError, ConfigError
+from retune.evaluation import metrics
+from retune.evaluation.metrics import aggregate_metrics, confusion, evaluate, metric_named, per_class, task_metrics
+from retune.evaluation.predictions import rows_sha256
+
+# Five rows: low 2 of 3 right (one called medium), medium 1 of 1, high outside of the labels.
+TARGET, PREDICTION = [0, 0, 0, 1, 2], [0, 0, 1, 1, -1]
+# F1 by hand: low 2*2/(2+3), medium 2*1/(2+1), high 0.
+F1 = [4 / 5, 2 / 3, 0.0]
+
+
+def test_classification_metrics_by_hand(make_frame, labels):
+    found = aggregate_metrics(make_frame(TARGET, PREDICTION), labels)
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["macro_f1"] == pytest.approx(sum(F1) / 3)
+    assert found["weighted_f1"] == pytest.approx((3 * F1[0] + F1[1] + F1[2]) / 5)
+    # Probability of the reference: 0.8 where right, 0.1 in the third row, 0.3 in the last.
+    assert found["log_loss"] == pytest.approx(-(3 * math.log(0.8) + math.log(0.1) + math.log(0.3)) / 5)
+    assert list(found) == [metric.name for metric in task_metrics("classification")]
+
+
+def test_per_class_figures_by_hand(make_frame, labels):
+    found = per_class(make_frame(TARGET, PREDICTION), labels)
+    assert list(found) == labels
+    assert found["low"] == pytest.approx({"precision": 1, "recall": 2 / 3, "f1": F1[0], "rows": 3})
+    assert found["medium"] == pytest.approx({"precision": 1 / 2, "recall": 1, "f1": F1[1], "rows": 1})
+    assert found["high"] == pytest.approx({"precision": 0, "recall": 0, "f1": 0, "rows": 1})
+
+
+def test_confusion_counts_every_row_and_keeps_strays_apart(make_frame, labels):
+    assert confusion(make_frame(TARGET, PREDICTION), labels).tolist() == [[2, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def test_a_missing_prediction_counts_as_wrong(make_frame, labels):
+    frame = make_frame([0, 1], [0, 1])
+    frame["prediction"] = ["low", None]
+    assert aggregate_metrics(frame, labels)["accuracy"] == 0.5
+
+
+def test_macro_f1_reaches_one_where_a_label_never_occurs(make_frame, labels):
+    assert aggregate_metrics(make_frame([0, 1], [0, 1]), labels)["macro_f1"] == 1.0
+
+
+def test_log_loss_is_scikit_learns_even_where_labels_are_not_sorted(make_frame, labels):
+    rng = np.random.default_rng(3)
+    target = rng.integers(3, size=200)
+    frame = make_frame(target, target)
+    chances = rng.dirichlet([0.1, 0.1, 0.1], size=200)
+    chances[0] = [0, 0, 1]  # a probability of exactly 0
+    frame[[f"p_{label}" for label in labels]] = chances
+    expected = log_loss(target, chances, labels=[0, 1, 2])
+    assert aggregate_metrics(frame, labels)["log_loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_probability_that_is_no_number_makes_log_loss_nan(make_frame, labels):
+    frame = make_frame(TARGET, PREDICTION)
+    frame.loc[0, "p_high"] = np.nan
+    found = aggregate_metrics(frame, labels)
+    assert math.isnan(found["log_loss"])
+    assert found["accuracy"] == pytest.approx(3 / 5)
+
+
+def test_exact_match_ignores_white_space_around_the_text_only():
+    frame = pd.DataFrame({"target": ["a b", "a b", "a b", "", "x"], "prediction": [" a b\n", "a  b", None, None, "X"]})
+    assert metrics.exact_matches(frame).tolist() == [True, False, False, False, False]
+    assert aggregate_metrics(frame, []) == {"exact_match": 0.2}
+
+
+def test_evaluate_gives_metrics_by_slice_and_the_hash_of_its_rows(make_frame, make_prompt):
+    frame = make_frame(TARGET, PREDICTION, channel=["web", "web", "mail", "mail", None])
+    found = evaluate(frame, make_prompt(), "r" * 64, "e" * 64)
+    assert (found.release, found.evaluator, found.rows) == ("r" * 64, "e" * 64, 5)
+    assert found.test_sha256 == rows_sha256(frame)
+    assert found.metrics["accuracy"] == pytest.approx(0.6)
+    assert {value: (figures["accuracy"], figures["rows"]) for value, figures in found.slices["channel"].items()} == {
+        "(none)": (0.0, 1),
+        "mail": (0.5, 2),
+        "web": (1.0, 2),
+    }
+    assert canonical_json(found.to_json())
+    assert type(found).from_json(found.to_json()) == found
+
+
+def test_evaluate_takes_a_generation_prompt(make_prompt):
+    prompt = make_prompt(task="generation", labels={}, slices=[])
+    frame = pd.DataFrame({"id": [1, 2], "group": [1, 2], "target": ["a", "b"], "prediction": ["a", "c"]})
+    found = evaluate(frame, prompt, "r", "e")
+    assert (found.metrics, found.per_class, found.slices) == ({"exact_match": 0.5}, {}, {})
+
+
+def test_evaluate_refuses_a_frame_without_a_slice_column(make_frame, make_prompt):
+    with pytest.raises(BadInputError, match="missing: channel"):
+        evaluate(make_frame(TARGET, PREDICTION), make_prompt(), "r", "e")
+
+
+def test_metrics_say_which_way_is_better():
+    assert [metric.name for metric in metrics.METRICS.values() if not metric.higher_is_better] == ["log_loss"]
+    with pytest.raises(ConfigError, match=r"metric must be one of accuracy, .*, got 'f1'"):
+        metric_named("f1")

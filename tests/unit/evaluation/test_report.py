@@ -1,0 +1,54 @@
+import pandas as pd
+import pytest
+
+from retune.evaluation.metrics import evaluate
+from retune.evaluation.report import decision_markdown
+from retune.records import Decision, Gate
+
+GATES = [
+    Gate("same_test_rows", True, "Both releases were measured on the same 4 test rows by the same code.").to_json(),
+    Gate("gain", False, "Measurably worse: 0.5 against 1.", -0.5, 0.0, -0.9, -0.1, on_fail="REJECT").to_json(),
+]
+
+
+@pytest.fixture
+def evaluations(make_frame, make_prompt):
+    channel = ["web", "web", "a|b <i>", "a|b <i>"]
+    sides = {"candidate": [0, 0, 1, 2], "champion": [0, 1, 2, 2], "baseline": [1, 0, 0, 0]}
+    target = [0, 1, 2, 2]
+    return {role: evaluate(make_frame(target, said, channel=channel), make_prompt(), role[0] * 64, "e") for role, said in sides.items()}
+
+
+def test_verdict_and_reasons_stand_on_top(evaluations, make_prompt):
+    decision = Decision("REJECT", ["Measurably worse.", "Barred."], GATES, None)
+    lines = decision_markdown(decision, evaluations, make_prompt()).splitlines()
+    assert lines[:4] == ["# ticket_priority: REJECT", "", "- Measurably worse.", "- Barred."]
+
+
+def test_tables_hold_the_figures_of_every_role_in_order(evaluations, make_prompt):
+    prompt = make_prompt(promote={"metric": "accuracy", "max_slice_gap": 0.1, "min_slice_rows": 2})
+    report = decision_markdown(Decision("REJECT", ["Worse."], GATES, None), evaluations, prompt)
+    assert "| metric | template alone | champion | candidate | better | unit |" in report
+    assert "| **accuracy** | 0.0000 | 1.0000 | 0.5000 | higher | share of rows, 0 to 1 |" in report
+    assert "On 4 test rows: template alone `bbbbbbbbbbbb`, champion `cccccccccccc`, candidate `cccccccccccc`." in report
+    assert "| gain | **failed: REJECT** | -0.5000 | -0.9000 to -0.1000 | 0.0000 | Measurably worse: 0.5 against 1. |" in report
+    assert "| same_test_rows | passed |  |  |  | Both releases" in report
+    # F1 of high by hand: champion 1; candidate 2*1/(1+2); the template alone never says high.
+    assert "| high | 2 | 0.0000 | 1.0000 | 0.6667 |" in report
+    assert "| channel=web | 2 | 0.0000 | 1.0000 | 0.5000 | -0.5000 | yes |" in report
+
+
+def test_text_from_data_cannot_break_out_of_its_cell(evaluations, make_prompt):
+    report = decision_markdown(Decision("HOLD", ["slice [x](http://evil) |\n# big"], GATES, None), evaluations, make_prompt())
+    assert "- slice \\[x\\](http://evil) \\| # big" in report
+    assert "channel=a\\|b &lt;i>" in report
+
+
+def test_a_generation_prompt_without_champion_or_slices_is_reported(make_prompt):
+    prompt = make_prompt(task="generation", labels={}, slices=[], promote={"metric": "exact_match"})
+    frame = pd.DataFrame({"id": [1, 2], "group": [1, 2], "target": ["a", "b"], "prediction": ["a", "c"]})
+    report = decision_markdown(Decision("HOLD", [], [], None), {"candidate": evaluate(frame, prompt, "r" * 64, "e")}, prompt)
+    assert "- No reason was recorded." in report
+    assert "| **exact_match** | 0.5000 | higher | share of rows, 0 to 1 |" in report
+    assert "by slice" not in report
+    assert "by label" not in report

@@ -1,0 +1,119 @@
+"""Tiny random models with sharp weights, a tokenizer with byte fallback, prompts and rows: enough to tell right from almost right."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from retune.config import Prompt
+from retune.inference.base_model import BaseModel, load_base
+
+PAD, EOS, BOS = "<pad>", "<eos>", "<bos>"
+SHA = "0" * 64
+WORDS = [
+    "router",
+    "printer",
+    "tablet",
+    "broken",
+    "late",
+    "angry",
+    "refund",
+    "urgent",
+    "please",
+    "today",
+    "again",
+    "never",
+    "charged",
+    "twice",
+    "cracked",
+    "slow",
+    "hot",
+]
+TEMPLATE = "Ticket: {text}\nPriority:"
+
+
+def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """BPE on sentences of WORDS that keeps spaces as they are and spells what it does not know in bytes."""
+    rng = random.Random(0)
+    texts = [f"Ticket: {' '.join(rng.choices(WORDS, k=8))}\nPriority: {rng.choice(['low', 'medium', 'high'])}" for _ in range(200)]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}|\s| ?[^\s\p{L}\p{N}]"), "isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    special = [PAD, EOS, BOS]
+    raw = [*special, *(f"<0x{i:02X}>" for i in range(256))]
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, special_tokens=raw, min_frequency=2, show_progress=False))
+    spec = json.loads(tokenizer.to_str())
+    spec["added_tokens"] = [x for x in spec["added_tokens"] if x["content"] in special]  # bytes are ordinary tokens
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, bos_token=BOS if bos else None)
+
+
+def make_model(kind: str, vocab: int, dtype: torch.dtype = torch.float32, std: float = 0.3, context: int = 256, **more: Any) -> Any:
+    """32 wide, 2 layers, 4 heads. `std` is far above what training starts with: small mistakes show in the output."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"vocab_size": vocab, "initializer_range": std, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    if kind == "gpt2":
+        settings |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": context}
+    else:
+        settings |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        settings |= {"intermediate_size": 64, "max_position_embeddings": context}
+    config = AutoConfig.for_model(kind, **(settings | more))
+    return AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)
+
+
+def make_base(kind: str = "llama", **more: Any) -> BaseModel:
+    """In memory, with a made-up hash."""
+    tokenizer = make_tokenizer()
+    return BaseModel(make_model(kind, len(tokenizer), **more), tokenizer, SHA, "1" * 64)
+
+
+def save_base(folder: Path, kind: str = "llama", **more: Any) -> BaseModel:
+    tokenizer = make_tokenizer()
+    make_model(kind, len(tokenizer), **more).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_base(folder)
+
+
+def make_prompt(**changes: Any) -> Prompt:
+    """A classification prompt; `changes` replace its sections."""
+    raw: dict[str, Any] = {
+        "name": "ticket_priority",
+        "task": "classification",
+        "base_model": {"path": "models/tiny", "sha256": SHA},
+        "source": "landing",
+        "template": TEMPLATE,
+        "target": "label",
+        "labels": {"low": " low", "medium": " medium", "high": " high"},
+        "tune": {"num_virtual_tokens": 4},
+    }
+    return Prompt.model_validate(raw | changes)
+
+
+def make_summary_prompt(**changes: Any) -> Prompt:
+    return make_prompt(task="generation", labels={}, target="summary", generation={"max_new_tokens": 12}, **changes)
+
+
+def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Texts of 1 to 20 words, of which the label is a function."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = rng.choices(WORDS, k=rng.randint(1, 20))
+        label = "high" if "urgent" in words else "medium" if "angry" in words else "low"
+        rows.append({"text": " ".join(words), "label": label, "summary": " ".join(words[:3])})
+    return rows
+
+
+def make_soft_prompt(base: BaseModel, size: int = 4, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, base.hidden_size, generator=generator) * 0.5
+
+
+def reference(base: BaseModel, path: str = "models/tiny") -> dict[str, str]:
+    return {"path": path, "sha256": base.sha256}

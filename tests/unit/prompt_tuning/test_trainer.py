@@ -1,0 +1,175 @@
+import copy
+import logging
+
+import pytest
+import tiny
+import torch
+from peft import PromptTuningConfig, get_peft_model
+
+from retune.errors import StageError
+from retune.inference.encoding import Encoder
+from retune.inference.inputs import EncodedRow, collate, encode_with_answers
+from retune.prompt_tuning import DivergedError, initial_prompt, trainer
+from retune.prompt_tuning.schedule import epoch_batches, learning_rate_at
+from retune.prompt_tuning.trainer import optimise, validation_batches, validation_loss
+
+SETTINGS = {
+    "learning_rate": 0.05,
+    "epochs": 4,
+    "batch_size": 8,
+    "warmup_steps": 3,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "validate_every": 5,
+    "seed": 13,
+    "on_step": lambda row: None,
+}
+
+
+def encoded(base, count, seed):
+    return encode_with_answers(base, Encoder(tiny.make_prompt(), base.tokenizer), 4, tiny.make_rows(count, seed))
+
+
+def run(base, train=None, validation=None, start=None, **changes):
+    train = encoded(base, 32, 0) if train is None else train
+    validation = encoded(base, 24, 1) if validation is None else validation
+    start = initial_prompt("sampled_vocabulary", base, 4, 13) if start is None else start
+    return optimise(base, start, train, validation, **(SETTINGS | changes))
+
+
+def test_tuning_lowers_the_validation_loss(base):
+    result = run(base)
+    assert result.best_validation_loss < 0.9 * result.initial_validation_loss
+    assert result.steps == 16
+    batches = validation_batches(base, encoded(base, 24, 1))
+    assert validation_loss(base, result.soft_prompt, batches) == result.best_validation_loss
+
+
+def test_the_same_run_gives_the_same_bytes(base):
+    one, two = run(base), run(base)
+    assert one.soft_prompt.numpy().tobytes() == two.soft_prompt.numpy().tobytes()
+    assert one.curve == two.curve
+    assert one.soft_prompt.numpy().tobytes() != run(base, seed=14).soft_prompt.numpy().tobytes()
+
+
+def test_only_the_prompt_changes(base):
+    before = copy.deepcopy(base.model.state_dict())
+    start = initial_prompt("sampled_vocabulary", base, 4, 13)
+    kept = start.clone()
+    result = run(base, start=start)
+    assert all(torch.equal(before[name], value) for name, value in base.model.state_dict().items())
+    assert all(p.grad is None for p in base.model.parameters())
+    assert not base.model.training
+    assert torch.equal(start, kept)
+    assert not torch.equal(result.soft_prompt, start)
+    assert not result.soft_prompt.requires_grad
+
+
+def test_the_curve_has_a_row_per_step_and_is_streamed(llama):
+    streamed = []
+    result = run(llama, on_step=streamed.append)
+    assert streamed == result.curve
+    assert [row["step"] for row in result.curve] == list(range(1, 17))
+    assert [row["epoch"] for row in result.curve] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+    assert [row["step"] for row in result.curve if row["validation_loss"] is not None] == [5, 10, 15, 16]
+    assert [row["learning_rate"] for row in result.curve] == [learning_rate_at(s, 0.05, 3, 16) for s in range(1, 17)]
+
+
+def test_every_step_is_that_of_a_plain_peft_loop(llama):
+    """PEFT's model, torch's AdamW and clipping, written out: the reference for loss, order of rows, rate and update."""
+    train = encoded(llama, 32, 0)
+    start = initial_prompt("sampled_vocabulary", llama, 4, 13)
+    model = get_peft_model(
+        tiny.make_model("llama", len(llama.tokenizer)), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    ).eval()
+    weight = model.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        weight.copy_(start)
+    optimizer = torch.optim.AdamW([weight], lr=0.05, weight_decay=0.1)
+    losses = []
+    for step, (_, numbers) in enumerate(epoch_batches(32, 8, 2, 13), 1):
+        batch = collate([train[i] for i in numbers], "right")
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, 0.05, 3, 8)
+        loss = model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([weight], 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+
+    result = run(llama, train, start=start, epochs=2, weight_decay=0.1, max_grad_norm=0.5, validate_every=100)
+    assert [row["train_loss"] for row in result.curve] == pytest.approx(losses, rel=1e-4)
+    assert result.best_step == 8
+    torch.testing.assert_close(result.soft_prompt, weight.detach(), rtol=0, atol=1e-3)
+
+
+def test_the_best_prompt_on_validation_is_kept_and_not_the_last(llama, monkeypatch):
+    """Validation losses are made up: the prompt must be that of the step with the least."""
+    made_up = iter([5.0, 4.0, 2.0, 3.0, 2.5])
+    seen = []
+
+    def fake(base, soft_prompt, batches):
+        seen.append(soft_prompt.detach().clone())
+        return next(made_up)
+
+    monkeypatch.setattr(trainer, "validation_loss", fake)
+    result = run(llama)  # validates at the start and after steps 5, 10, 15, 16
+    assert (result.best_step, result.best_validation_loss, result.initial_validation_loss) == (10, 2.0, 5.0)
+    assert torch.equal(result.soft_prompt, seen[2])
+    assert not torch.equal(result.soft_prompt, seen[4])
+
+
+def test_training_that_spoils_validation_returns_where_it_started(llama):
+    """Validation answers contradict the training answers: every step makes them less likely."""
+    prompt = list(range(10, 20))
+    train = [EncodedRow(prompt, [40])] * 8
+    start = initial_prompt("sampled_vocabulary", llama, 4, 13)
+    to_forty = run(llama, train, train, start=start).soft_prompt
+    result = run(llama, [EncodedRow(prompt, [41])] * 8, train, start=to_forty)
+    assert result.best_step == 0
+    assert torch.equal(result.soft_prompt, to_forty)
+    assert result.curve[-1]["validation_loss"] > result.initial_validation_loss
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_hands_over_the_best_prompt(llama, monkeypatch):
+    real, calls = trainer.answer_losses, []
+
+    def fails_at_seven(base, inputs):
+        losses, owner = real(base, inputs)
+        calls.append(1)
+        return (losses * torch.nan if len(calls) == 7 else losses), owner
+
+    monkeypatch.setattr(trainer, "answer_losses", fails_at_seven)
+    with pytest.raises(DivergedError, match=r"training loss must be finite, got nan at step 7 .*lower tune.learning_rate.*step 5") as error:
+        run(llama)
+    assert isinstance(error.value, StageError)
+    assert error.value.step == 7
+    assert error.value.best.best_step == 5
+    assert torch.isfinite(error.value.best.soft_prompt).all()
+    assert len(error.value.best.curve) == 6
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(llama):
+    class Exploding(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * torch.inf
+
+    real = trainer.answer_losses
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "answer_losses", lambda base, inputs: (Exploding.apply(real(base, inputs)[0]), real(base, inputs)[1]))
+        with pytest.raises(DivergedError, match=r"gradient norm must be finite, got (nan|inf) at step 1"):
+            run(llama)
+
+
+def test_a_low_learning_rate_warns(llama, caplog):
+    with caplog.at_level(logging.WARNING):
+        run(llama, epochs=1, learning_rate=5e-5)
+        assert "tune.learning_rate 5e-05 is below 0.001" in caplog.text
+        caplog.clear()
+        run(llama, epochs=1, learning_rate=1e-3)
+        assert not caplog.text
