@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, parse
+from parsing import ROOT, parse
 
 RETRAIN = "retrain_ticket_priority"
 EDGES = {
@@ -67,14 +67,14 @@ def test_ingest_has_a_task_and_an_asset_per_prompt(parsed: dict[str, Any]) -> No
     assert {name: (task["outlets"], task["downstream"]) for name, task in dag["tasks"].items()} == {
         "ingest_ticket_priority": (["retune://data/ticket_priority"], [])
     }
-    assert dag["summary"] == "0 2 * * *"
+    assert dag["cron"] == "0 2 * * *"
     assert (dag["max_active_runs"], dag["catchup"], dag["doc"]) == (1, False, True)
 
 
 def test_retrain_runs_by_cron_or_by_new_data(parsed: dict[str, Any]) -> None:
     dag = parsed["dags"][RETRAIN]
     assert dag["timetable"] == "AssetOrTimeSchedule"
-    assert "0 3 * * 1" in dag["summary"]
+    assert dag["cron"] == "0 3 * * 1"
     assert (dag["max_active_runs"], dag["catchup"], dag["doc"]) == (1, False, True)
     assert dag["tags"] == ["retune", "ticket_priority"]
     assert dag["params"] == ["force", "overrides", "reason", "trials"]

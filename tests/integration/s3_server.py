@@ -39,18 +39,19 @@ class S3:
     endpoint: str
     access_key: str
     secret_key: str
+    no_settings: Path
+    """An empty file, in place of the host's AWS settings (DVC refuses /dev/null)."""
 
     @property
     def env(self) -> dict[str, str]:
         """What any AWS client needs in its environment, and nothing of the host's own AWS settings."""
-        nowhere = os.devnull
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": nowhere,
-            "AWS_SHARED_CREDENTIALS_FILE": nowhere,
+            "AWS_CONFIG_FILE": str(self.no_settings),
+            "AWS_SHARED_CREDENTIALS_FILE": str(self.no_settings),
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
@@ -74,7 +75,9 @@ def s3_server(folder: Path) -> Iterator[S3]:
         pytest.skip(f"no S3 server: {error}")
     with contextlib.ExitStack() as running:
         endpoint = _start(environment, folder / "swift", running)
-        yield S3(endpoint, "test:tester", "testing")
+        no_settings = folder / "swift" / "no-aws-settings"
+        no_settings.touch()
+        yield S3(endpoint, "test:tester", "testing", no_settings)
 
 
 class _PrerequisiteMissingError(Exception):

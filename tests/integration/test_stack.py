@@ -186,7 +186,13 @@ def test_two_starts_at_once_make_one_stack(settings):
 
 @pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, "mlflow"), (signal.SIGKILL, "triggerer")])
 def test_an_interrupted_start_leaves_nothing(settings, number, after):
-    starter = subprocess.Popen([sys.executable, "-m", "retune.cli", "up"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    starter = subprocess.Popen(
+        [sys.executable, "-m", "retune.cli", "up"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # A shell's background jobs, this test among them, have SIGINT ignored, and so would the starter.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     log = settings.home / "logs" / f"{after}.log"
     wait_until(log.exists, 60)
     time.sleep(0.5)

@@ -10,14 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from s3_server import S3, s3_server
+from test_ledger import race
 
 from retune.errors import ConfigError, ConflictError
 from retune.ledger import Ledger
 from retune.store import Store, StoreKeyError, check_create, open_store
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit")]  # importlib mode adds no folder of its own
-from s3_server import S3, s3_server
-from test_ledger import race
 
 pytestmark = pytest.mark.integration
 
@@ -103,6 +101,7 @@ def test_dvc_pushes_and_pulls(tmp_path: Path, s3: S3, bucket: str) -> None:
         subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
 
     dvc("init", "--no-scm", "--quiet")
+    dvc("config", "core.analytics", "false")
     dvc("remote", "add", "--default", "store", f"s3://{bucket}/dvc")
     dvc("remote", "modify", "store", "endpointurl", s3.endpoint)
     (tmp_path / "data").mkdir()

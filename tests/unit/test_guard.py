@@ -295,7 +295,9 @@ def test_a_killed_guard_is_noticed_though_its_output_stays_open(marked: Marked) 
 
 def test_the_command_dies_with_a_killed_guard_when_the_parent_is_gone_too(marked: Marked) -> None:
     parent = subprocess.Popen(
-        python("from retune.guard import Guarded; import time; print(Guarded.start(['sleep', '600']).pid, flush=True); time.sleep(600)"),
+        python(
+            "from retune.guard import Guarded; import time; g = Guarded.start(['sleep', '600']); print(g.pid, flush=True); time.sleep(600)"
+        ),
         env=marked.env,
         stdout=subprocess.PIPE,
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sparse  # type: ignore[import-untyped]  # scipy carries no types
+from scipy import sparse
 
 __all__ = ["Resolution", "jaccard", "near_pairs", "resolve", "shingles"]
 

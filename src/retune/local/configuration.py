@@ -19,11 +19,13 @@ from retune.local.ports import LOOPBACK, choose
 from retune.local.record import MARKER
 from retune.settings import Settings
 
-__all__ = ["PINNED", "USER", "Configuration", "airflow_config", "component_environment", "configure", "external_mlflow"]
+__all__ = ["GPU_SLOTS", "PINNED", "USER", "Configuration", "airflow_config", "component_environment", "configure", "external_mlflow"]
 
 USER = "admin"
 AIRFLOW_PORT, MLFLOW_PORT = 8080, 5000
 """Tried first; any free port otherwise."""
+GPU_SLOTS = 2
+"""Trials that tune at the same time on a machine without a GPU; change it in Airflow under Admin, Pools."""
 PINNED = (
     ("core", "auth_manager"),
     ("core", "execution_api_server_url"),
@@ -191,6 +193,8 @@ def component_environment(settings: Settings, configuration: Configuration, envi
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)]),
         **dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join(filter(None, (LOOPBACK, "localhost", environ.get("NO_PROXY"))))),
         "PYTHONUNBUFFERED": "1",
+        # As many threads as keep all cores busy when every slot of the pool tunes: more, and they wait for each other most of the time.
+        "RETUNE_THREADS": environ.get("RETUNE_THREADS") or str(max(1, (os.cpu_count() or 1) // GPU_SLOTS)),
         # Without it, Airflow's process titles overwrite the environment in which MARKER is looked for.
         "SPT_NOENV": "1",
         "DVC_NO_ANALYTICS": "1",

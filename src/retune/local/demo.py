@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from retune.cli_output import console as terminal
 from retune.config import load_prompt
 from retune.errors import RetuneError
 from retune.ledger import Entry, Ledger
@@ -191,7 +192,7 @@ def _show(console: Console, rounds: list[dict[str, Any]], settings: Settings) ->
 
 
 def main() -> int:
-    console = Console(highlight=False)
+    console = terminal()
     try:
         return _main(console)
     except RetuneError as error:
@@ -213,9 +214,9 @@ def _main(console: Console) -> int:
         _show(console, demo.save(_total(settings)), settings)
         return 0
     console.print(
-        "[bold]Retune demo[/]: support tickets land in two batches. After each, Airflow takes the new rows in, tunes soft\n"
-        "prompts of a small frozen language model, compares the best with the champion on the same test rows, and\n"
-        "promotes it only if it is measurably better.\n"
+        "[bold]Retune demo[/]: support tickets land in two batches. After each, Airflow takes the new rows in, tunes soft prompts of a "
+        "small frozen language model, compares the best with the champion on the same test rows, and promotes it only if it is "
+        "measurably better.\n"
         f"Everything runs on this machine; its state is in {settings.home}."
     )
     was_running = running(settings) is not None

@@ -20,7 +20,7 @@ COLOURS = {
     "up_for_retry": "yellow",
     "skipped": "bright_black",
 }
-POLL = 0.7
+POLL = 1.0
 """Seconds between two looks."""
 
 

@@ -29,7 +29,7 @@ from retune.errors import RetuneError
 from retune.guard import Guarded
 from retune.local.airflow_api import Airflow
 from retune.local.components import Component, components, healthy, migrate
-from retune.local.configuration import USER, Configuration, component_environment, configure
+from retune.local.configuration import GPU_SLOTS, USER, Configuration, component_environment, configure
 from retune.local.files import read_json, write_private
 from retune.local.http import answers
 from retune.local.record import ALREADY, LEFTOVERS, MARKER, READY_WITHIN, Process, Stack, lock, marked
@@ -38,8 +38,6 @@ from retune.settings import Settings
 __all__ = ["Backoff", "main", "tail"]
 
 GPU_POOL = "gpu"
-GPU_SLOTS = 2
-"""Trials that tune at the same time on a machine without a GPU; change it in Airflow under Admin, Pools."""
 LOG_BYTES = 20_000_000
 """A component's log that is longer moves to `.1` at the next start."""
 RESTARTS, WINDOW = 5, 300.0

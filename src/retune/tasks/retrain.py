@@ -38,7 +38,7 @@ def fingerprint(context: Context, lineage: Lineage) -> str:
 def resolve(name: str, trigger: Trigger) -> Json | None:
     """Pins revision, prompt and champion for the run; None if there is nothing to do, which the log explains.
 
-    Raises ConfigError on a wrong override, BadInputError without data. Retry: safe.
+    Raises ConfigError on a wrong override, BadInputError when a person asks for a run without data. Retry: safe.
     """
     settings = Settings.load()
     prompt = override(load_prompt(settings.prompts / f"{name}.yaml"), trigger.overrides)
@@ -46,7 +46,11 @@ def resolve(name: str, trigger: Trigger) -> Json | None:
     head = Ledger(context.workspaces.store, "dataset").head()
     rows = head.body["rows"].get(name, 0) if head else 0
     if head is None or not rows:
-        raise BadInputError(f"no data of {name} yet: land files in {prompt.source.path}, then run the DAG `ingest`")
+        missing = f"no data of {name} yet: land files in {prompt.source.path}, then run the DAG `ingest`"
+        if trigger.run_type == "manual":
+            raise BadInputError(missing)
+        print(missing)
+        return None
     lineage = context.workspaces.lineage(head.body["data"], head.n, trigger.overrides)
     mark = fingerprint(context, lineage)
     entries = context.ledger.entries()
