@@ -12,7 +12,6 @@ Schedule: `RETUNE_INGEST_CRON` (UTC), daily at 02:00 by default. By hand: trigge
 import os
 from datetime import timedelta
 
-import pendulum
 from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 from retune_dags import DEFAULT_ARGS, PROMPTS, data_asset, triggered_by
@@ -21,7 +20,6 @@ from retune_dags import DEFAULT_ARGS, PROMPTS, data_asset, triggered_by
 @dag(
     dag_id="ingest",
     schedule=CronTriggerTimetable(os.environ.get("RETUNE_INGEST_CRON", "0 2 * * *"), timezone="UTC"),
-    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,

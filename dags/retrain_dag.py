@@ -2,8 +2,8 @@
 
 Tunes a prompt's soft prompt on the newest dataset revision, and promotes it only if it is measurably better than the champion.
 
-`resolve` pins revision and champion, or ends the run green when the ledger has decided on the same data, prompt and code before. `tune` runs
-once per trial, `evaluate` once per release: the candidate, the champion and the template alone, on the same test rows. `decide` writes
+`resolve` pins revision and champion, or ends the run green when the ledger has decided on the same data, prompt and code before. `tune`
+runs once per trial, `evaluate` once per release: the candidate, the champion and the template alone, on the same test rows. `decide` writes
 verdict and reasons to the ledger and to MLflow. On HOLD or REJECT `promote` is **skipped** and the run is green: that is the gate at work.
 
 Each task passes on lineage (a few kB), never data; a stage with unchanged code, data and parameters is restored on any worker.
@@ -11,7 +11,6 @@ Each task passes on lineage (a few kB), never data; a stage with unchanged code,
 
 from datetime import timedelta
 
-import pendulum
 from airflow.sdk import Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 from retune_dags import DEFAULT_ARGS, PROMPTS, schedule_of, triggered_by
@@ -30,7 +29,6 @@ def retrain(name: str):
     @dag(
         dag_id=f"retrain_{name}",
         schedule=schedule_of(PROMPTS[name]),
-        start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
         catchup=False,
         max_active_runs=1,
         default_args=DEFAULT_ARGS,

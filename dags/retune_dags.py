@@ -1,4 +1,7 @@
-"""What the DAG files share: prompt files, assets, schedules, retries, and who is told of a failure. No DAG of its own."""
+"""What the DAG files share: prompt files, assets, schedules, retries, and who is told of a failure. No DAG of its own.
+
+The DAGs have no start date: with one, Airflow runs a cron schedule's last moment as soon as it first sees the DAG.
+"""
 
 from datetime import timedelta
 from typing import Any

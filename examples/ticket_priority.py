@@ -47,6 +47,8 @@ COLUMNS = ("ticket_id", "text", "label", "channel", "region", "created_at")
 MAX_CHARACTERS = 20_000
 """A longer text is quarantined."""
 REASONS = ("missing_text", "missing_label", "unknown_label", "unknown_slice_value", "too_long")
+TOO_SHORT = "too_short"
+"""Reason of the rows that a flaw in their text makes unusable."""
 RULES = {
     "urgency_anger": ("urgency", "anger"),
     "urgency_anger_impact": ("urgency", "anger", "impact"),
@@ -61,7 +63,7 @@ class Row:
     channel: str
     region: str
     marks: frozenset[str] = frozenset()
-    """What was done to the row: a reason of REASONS, mail, phone, card, duplicate, earlier."""
+    """What was done to the row: a reason of REASONS or TOO_SHORT, mail, phone, card, duplicate, earlier."""
 
     def content(self) -> tuple[str | None, str | None, str, str]:
         return self.text, self.label, self.channel, self.region
@@ -211,7 +213,7 @@ def _spoiled(rng: random.Random, rows: list[Row], dirt: Dirt) -> list[Row]:
     for kind, change in spoil.items():
         for _ in range(getattr(dirt, kind)):
             i = untouched.pop()
-            rows[i] = replace(rows[i], text=change(rng, rows[i].text or ""))
+            rows[i] = replace(rows[i], text=change(rng, rows[i].text or ""), marks=frozenset({TOO_SHORT} if kind == "short" else ()))
     return rows
 
 
@@ -272,7 +274,7 @@ def _expected(rows: list[Row]) -> dict[str, object]:
         "rows": len(rows),
         "exact_duplicates_in_file": marks["duplicate"],
         "exact_duplicates_of_earlier_files": marks["earlier"],
-        "quarantined": {reason: marks[reason] for reason in REASONS if marks[reason]},
+        "quarantined": {reason: marks[reason] for reason in (*REASONS, TOO_SHORT) if marks[reason]},
         "with_mail": marks["mail"],
         "with_phone": marks["phone"],
         "with_card": marks["card"],

@@ -335,7 +335,7 @@ class Workspaces:
         self.log(f"$ dvc {' '.join(arguments)}")
         child = {**os.environ, **(environment or {})}
         child["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), child.get("PATH", os.defpath)])
-        child |= {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+        child |= {"PYTHONPATH": str(folder / "src"), "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
         tail: list[str] = []
 
         def keep(line: str) -> None:

@@ -84,7 +84,7 @@ def airflow(stack: Stack) -> Airflow:
     return Airflow(stack.airflow_url, stack.user, stack.password)
 
 
-def finish(client: Airflow, dag: str, run_id: str, seconds: float = 120) -> str:
+def finish(client: Airflow, dag: str, run_id: str, seconds: float = 240) -> str:
     client.wait_for_dag(dag)
     client.trigger(dag, run_id, {})
     return wait_until(lambda: (state := client.run(dag, run_id)["state"]) in ("success", "failed") and state, seconds)
@@ -136,7 +136,7 @@ def test_life_of_a_stack(settings):
     # A component that dies comes back.
     guard = psutil.Process(stack.components["triggerer"]["pid"])
     guard.children()[0].kill()
-    again = wait_until(lambda: (s := running(settings)) and s.components["triggerer"]["restarts"] == 1 and s, 30)
+    again = wait_until(lambda: (s := running(settings)) and s.components["triggerer"]["restarts"] == 1 and s, 60)
     assert again.components["triggerer"]["pid"] != guard.pid
 
     # Down leaves nothing, and is harmless the second time.
@@ -165,7 +165,7 @@ def test_a_killed_supervisor_leaves_no_process_and_no_obstacle(settings):
     client = airflow(stack)
     client.wait_for_dag("long")
     client.trigger("long", "r1", {})
-    sleeper = wait_until(lambda: next((p for p in processes(settings) if "import time; time.sleep(600)" in p.cmdline()), None), 60)
+    sleeper = wait_until(lambda: next((p for p in processes(settings) if "import time; time.sleep(600)" in p.cmdline()), None), 180)
     os.kill(stack.supervisor.pid, signal.SIGKILL)
     wait_until(lambda: not processes(settings), 15)
     assert not sleeper.is_running()
@@ -178,7 +178,7 @@ def test_a_killed_supervisor_leaves_no_process_and_no_obstacle(settings):
 def test_two_starts_at_once_make_one_stack(settings):
     code = "from retune.local import start\nfrom retune.settings import Settings\nprint(start(Settings.load()))"
     starters = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [starter.communicate(timeout=200)[0] for starter in starters]
+    said = [starter.communicate(timeout=400)[0] for starter in starters]
     assert [starter.returncode for starter in starters] == [0, 0]
     assert len({re.search(r"pid=(\d+)", text).group(1) for text in said}) == 1
     assert sorted("True)" in text.rsplit(",", 1)[1] for text in said) == [False, True]

@@ -14,6 +14,8 @@ __all__ = ["FINISHED", "Airflow", "TaskState"]
 
 FINISHED = ("success", "failed")
 """States in which a DAG run stays."""
+PATIENCE = 60.0
+"""Seconds that an api-server which answered before may take to answer again."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,24 @@ class Airflow:
         self._token: str | None = None
 
     def _call(self, path: str, method: str = "GET", body: Any = None, allow: Iterable[int] = ()) -> Any:
-        """The answer, or None if its status is one of `allow`."""
-        for attempt in (1, 2):
-            if self._token is None:
-                self._token = self._log_in()
+        """The answer, or None if its status is one of `allow`. All calls may be repeated, so an api-server that restarts is waited for."""
+        deadline = time.monotonic() + PATIENCE
+        fresh = self._token is None
+        self._token = self._token or self._log_in()
+        while True:
             try:
                 return request(f"{self.url}/api/v2/{path}", method, body, self._token, timeout=30)
             except Refused as error:
-                if error.status == 401 and attempt == 1:
-                    self._token = None  # expired after a day, or the stack has new keys
-                    continue
-                if error.status in allow:
+                if error.status == 401 and not fresh:
+                    fresh, self._token = True, self._log_in()  # expired after a day, or the stack has new keys
+                elif error.status in allow:
                     return None
-                raise RetuneError(f"Airflow refused {method} {path}: {error}") from None
+                else:
+                    raise RetuneError(f"Airflow refused {method} {path}: {error}") from None
             except Unreachable as error:
-                raise RetuneError(f"Airflow does not answer ({error}); see `retune status` and `retune doctor`") from None
-        raise AssertionError("unreachable: the second attempt returns or raises")
+                if time.monotonic() > deadline:
+                    raise RetuneError(f"Airflow does not answer ({error}); see `retune status` and `retune doctor`") from None
+                time.sleep(1)
 
     def _log_in(self) -> str:
         try:

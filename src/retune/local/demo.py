@@ -8,6 +8,7 @@ interrupted goes on where it stopped.
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -193,6 +194,7 @@ def _show(console: Console, rounds: list[dict[str, Any]], settings: Settings) ->
 
 def main() -> int:
     console = terminal()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both stop what the demo started
     try:
         return _main(console)
     except RetuneError as error:

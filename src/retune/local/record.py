@@ -21,7 +21,7 @@ MARKER = "RETUNE_STACK"
 
 ALREADY = 3
 """Exit code: another supervisor holds the folder."""
-READY_WITHIN = 180.0
+READY_WITHIN = 300.0
 """Seconds after which a start has failed."""
 LEFTOVERS = 15.0
 """Seconds that processes of a killed stack get to end before a new start kills them."""

@@ -13,6 +13,7 @@ import os
 import select
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections import deque
@@ -174,9 +175,9 @@ class _Supervisor:
 
     def _migrate(self, configuration: Configuration, environment: dict[str, str]) -> None:
         """Makes or upgrades Airflow's database, unless this version of Airflow has already done so."""
-        done = configuration.airflow_home / "migrated.json"
+        done, database = configuration.airflow_home / "migrated.json", configuration.airflow_home / "airflow.db"
         stamp = {"airflow": version("apache-airflow")}
-        if (configuration.airflow_home / "airflow.db").exists() and read_json(done) == stamp:
+        if database.exists() and read_json(done) == stamp:
             return
         self.say(event="migrating")
         component = migrate(configuration)
@@ -185,6 +186,9 @@ class _Supervisor:
                 self._pause(0.1)
         if code != 0:
             raise _start_error(component, f"ended with exit code {code}")
+        # Readers and a writer do not wait for each other in this mode, which the file keeps; four processes share it.
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
         write_private(done, json.dumps(stamp))
 
     def _launch(self, component: Component, environment: dict[str, str]) -> Guarded:

@@ -35,6 +35,8 @@ def reason(row: dict[str, str | None]) -> str | None:
         return "missing_text"
     if len(text) > 20_000:
         return "too_long"
+    if len(text.strip()) < 3:
+        return "too_short"
     if not label:
         return "missing_label"
     if label not in LABELS:
