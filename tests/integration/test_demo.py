@@ -118,7 +118,7 @@ def test_every_figure_is_mlflows(report: dict[str, Any], stack: dict[str, Any]) 
             prefix = "" if role == "candidate" else f"{role}_"
             assert {name: parent.data.metrics[f"{prefix}{name}"] for name in metrics} == pytest.approx(metrics)
         trials = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{item['mlflow_run_id']}'")
-        assert len(trials) == 3
+        assert len(trials) == 2
         assert {t.info.status for t in trials} == {"FINISHED"}
         for trial in trials:
             history = client.get_metric_history(trial.info.run_id, "validation_loss")

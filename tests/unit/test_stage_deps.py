@@ -1,4 +1,4 @@
-"""dvc.yaml names for each stage exactly the code that the stage imports: no less, or a change would be missed; no more, or it would cost."""
+"""dvc.yaml names for each stage exactly the code that the stage imports: less, and a change would be missed; more, and it would cost."""
 
 import ast
 from pathlib import Path
