@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 TORCH_VERSION := 2.13.0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo up down test check bench base-model examples install install-dev lock help
+.PHONY: demo up down test check bench base-model revision install install-dev lock help
 .DEFAULT_GOAL := help
 
 help:  ## Lists the commands
@@ -52,6 +52,9 @@ bench: install-dev  ## Measures speed and memory as ratios in one run
 
 base-model: install  ## Trains the small base model of the examples anew (minutes of CPU)
 	@$(BIN)/python examples/base_model.py
+
+revision: install  ## Writes data.dvc and dvc.lock anew from the example batches (after a change to them or to preprocess)
+	@$(BIN)/python examples/revision.py
 
 lock: install  ## Resolves the lock files anew from pyproject.toml and constraints.txt
 	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --constraint constraints.txt --no-emit-package torch \
