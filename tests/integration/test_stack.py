@@ -4,10 +4,12 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 from retune.errors import RetuneError
 from retune.local import Stack, running, start, stop
 from retune.local.airflow_api import Airflow
+from retune.local.files import read_json
 from retune.local.http import Refused, answers, request
 from retune.local.record import marked, owner
 from retune.settings import Settings
@@ -213,6 +216,24 @@ def test_a_start_that_fails_names_the_component_its_log_and_stops_the_rest(setti
     assert "capacity" in str(caught.value).lower()
     wait_until(lambda: not processes(settings), 15)
     assert running(settings) is None
+
+
+def test_a_port_that_is_taken_at_the_last_moment_is_replaced(settings):
+    """As when the stacks of two folders start at the same time."""
+    with socket.socket() as thief, ThreadPoolExecutor(1) as aside:
+
+        def steal() -> int:
+            ports = wait_until(lambda: read_json(settings.home / "ports.json"), 60)
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            thief.bind(("127.0.0.1", ports["mlflow"]))
+            thief.listen()
+            return ports["mlflow"]
+
+        stealing = aside.submit(steal)
+        stack, _ = start(settings)
+        taken = stealing.result()
+    assert not stack.mlflow_url.endswith(f":{taken}")
+    assert answers(f"{stack.mlflow_url}/health")
 
 
 def test_an_mlflow_server_that_does_not_answer_is_named(settings, monkeypatch):

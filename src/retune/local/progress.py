@@ -20,7 +20,7 @@ COLOURS = {
     "up_for_retry": "yellow",
     "skipped": "bright_black",
 }
-POLL = 1.0
+POLL = 2.0
 """Seconds between two looks."""
 
 

@@ -41,8 +41,13 @@ __all__ = ["Backoff", "main", "tail"]
 GPU_POOL = "gpu"
 LOG_BYTES = 20_000_000
 """A component's log that is longer moves to `.1` at the next start."""
+PORT_ATTEMPTS = 3
 RESTARTS, WINDOW = 5, 300.0
 """A component that died this often within so many seconds is left for dead."""
+
+
+class _PortTaken(RetuneError):
+    """A component found its port in use."""
 
 
 class _StopAsked(Exception):
@@ -103,9 +108,7 @@ class _Supervisor:
         signal.signal(signal.SIGINT, _ask_to_stop)
         try:
             self._clear_leftovers()
-            configuration = configure(self.settings, os.environ)
-            environment = component_environment(self.settings, configuration, os.environ)
-            stack = self._start(configuration, environment)
+            stack, environment = self._start_on_free_ports()
             stack.save(self.settings)
             self.say(event="ready")
             self._detach()
@@ -130,6 +133,22 @@ class _Supervisor:
                     with contextlib.suppress(psutil.Error):
                         process.kill()
             self._pause(0.2)
+
+    def _start_on_free_ports(self) -> tuple[Stack, dict[str, str]]:
+        """Starts everything; anew on other ports if somebody took one between its choice and its use."""
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            configuration = configure(self.settings, os.environ)
+            environment = component_environment(self.settings, configuration, os.environ)
+            try:
+                return self._start(configuration, environment), environment
+            except _PortTaken as error:
+                if attempt == PORT_ATTEMPTS:
+                    raise
+                log(f"{error.args[0].splitlines()[0]}: its port was taken meanwhile; starting on other ports")
+                self.say(event="port_taken")
+                self._stop()
+                self.owned.clear()
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _start(self, configuration: Configuration, environment: dict[str, str]) -> Stack:
         if configuration.mlflow_external and not answers(f"{configuration.mlflow_url}/health"):
@@ -263,7 +282,9 @@ def _ask_to_stop(_number: int, _frame: FrameType | None) -> None:
 
 
 def _start_error(component: Component, what: str) -> RetuneError:
-    return RetuneError(f"{component.name} {what}. The end of {component.log}:\n{tail(component)}")
+    end = tail(component)
+    kind = _PortTaken if "address already in use" in end.lower() else RetuneError
+    return kind(f"{component.name} {what}. The end of {component.log}:\n{end}")
 
 
 def log(text: str) -> None:
