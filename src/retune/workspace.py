@@ -184,7 +184,7 @@ class Workspaces:
             self._verify(laid, stage, prompt.name)
             if self._key(stage, prompt, lineage) != key:
                 raise StageError(f"the code or files that {name} depends on changed while it ran; run it again")
-            self.store.put(index, json.dumps(section, sort_keys=True).encode())
+            self.store.put(index, json.dumps(section).encode())
         return StageRun(laid, key, False, time.monotonic() - start)
 
     def add_data(self, data: str, add: Mapping[str, Path], remove: tuple[str, ...] = ()) -> str:
@@ -272,6 +272,9 @@ class Workspaces:
             self._verify_object(md5)
 
     def _verify_object(self, md5: str) -> None:
+        if not self.store.exists(_remote_key(md5)):
+            # DVC pushes a folder's listing last, and takes a listing that is there for all of its files; one may be lost since.
+            self.store.put(_remote_key(md5), self._object(md5))
         found = self.store.md5(_remote_key(md5))
         if found != md5.removesuffix(".dir"):
             raise IntegrityError(f"{_remote_key(md5)} was pushed but reads back as {found}; look at the store's health and run again")
@@ -341,6 +344,7 @@ class Workspaces:
         child = {**os.environ, **(environment or {})}
         child["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), child.get("PATH", os.defpath)])
         child |= {"PYTHONPATH": str(folder / "src"), "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+        child["DVC_SITE_CACHE_DIR"] = str(folder / ".dvc/site-cache")  # private, as the workspace is
         tail: list[str] = []
 
         def keep(line: str) -> None:
