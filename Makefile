@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 TORCH_VERSION := 2.13.0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo up down test check bench base-model revision install install-dev lock help
+.PHONY: demo up down test lint check bench base-model revision install install-dev lock help
 .DEFAULT_GOAL := help
 
 help:  ## Lists the commands
@@ -41,10 +41,12 @@ down:  ## Stops them
 test: install-dev  ## Installs, then runs all tests (RETUNE_ALL_TIERS=1: a missing component is a failure, not a skip)
 	@$(BIN)/pytest
 
-check: install-dev  ## Lint, types and fast tests: clean before every commit
+lint: install-dev  ## Style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+check: lint  ## Style, types and fast tests: clean before every commit
 	@$(BIN)/pytest -q -m "not integration"
 
 bench: install-dev  ## Measures speed and memory as ratios in one run
