@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 TORCH_VERSION := 2.13.0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+ifneq (,$(wildcard .env))
+include .env
+export
+endif
 
 .PHONY: demo up down test lint check bench base-model revision install install-dev lock help
 .DEFAULT_GOAL := help

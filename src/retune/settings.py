@@ -40,7 +40,7 @@ class Settings:
         project = project.resolve()
         if not (project / "dvc.yaml").is_file():
             raise ConfigError(f"RETUNE_PROJECT must be a folder with dvc.yaml, got {project}")
-        home = (project / environ.get("RETUNE_HOME", ".retune")).resolve()
+        home = (project / (environ.get("RETUNE_HOME") or ".retune")).resolve()
         store = environ.get("RETUNE_STORE") or str(home / "store")
         if "://" not in store:
             store = str((project / store).resolve())
@@ -51,8 +51,8 @@ class Settings:
             project=project,
             home=home,
             store=store,
-            cache=(project / environ.get("RETUNE_CACHE", str(home / "cache"))).resolve(),
-            prompts=(project / environ.get("RETUNE_PROMPTS", "prompts")).resolve(),
+            cache=(project / (environ.get("RETUNE_CACHE") or home / "cache")).resolve(),
+            prompts=(project / (environ.get("RETUNE_PROMPTS") or "prompts")).resolve(),
             base_models=tuple((project / p).resolve() for p in models.split(os.pathsep)) if models else (project / "examples",),
             tracking_uri=environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
             s3_endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,

@@ -37,3 +37,10 @@ def test_commands_exist() -> None:
     named = {c for page in PAGES for c in re.findall(r"(?:^|`)retune ([a-z]+)", page.read_text("utf-8"), re.MULTILINE)}
     assert named
     assert [c for c in named if not re.search(rf"^\W*{c}\b", shown, re.MULTILINE)] == []
+
+
+def test_every_setting_is_in_the_example_file() -> None:
+    code = [f for d in ("src", "dags", "plugins") for f in (ROOT / d).rglob("*.py")]
+    used = {name for f in code for name in re.findall(r"\bRETUNE_[A-Z_]*[A-Z]\b", f.read_text("utf-8"))}
+    named = set(re.findall(r"^# ([A-Z_0-9]+)=", (ROOT / ".env.example").read_text("utf-8"), re.MULTILINE))
+    assert used - named == {"RETUNE_STACK"}, "RETUNE_STACK marks processes and is set by `retune up` alone"
