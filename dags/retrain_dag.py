@@ -47,7 +47,7 @@ def retrain(name: str):
             context = get_current_context()
             run, params = context["dag_run"], context["params"]
             trigger = Trigger(
-                run.run_id, str(run.run_type), triggered_by(context), params["overrides"], bool(params["force"]), params["reason"]
+                run.run_id, run.run_type.value, triggered_by(context), params["overrides"], bool(params["force"]), params["reason"]
             )
             return retrain.resolve(name, trigger)
 

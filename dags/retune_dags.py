@@ -48,4 +48,4 @@ def schedule_of(prompt: Prompt) -> Any:
 def triggered_by(context: Context) -> str:
     """The user who triggered the run, or what did (scheduled, asset_triggered)."""
     run = context["dag_run"]
-    return run.triggering_user_name or str(run.run_type)
+    return run.triggering_user_name or run.run_type.value

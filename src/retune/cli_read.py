@@ -130,6 +130,7 @@ def predict(
         return
     os.environ["MLFLOW_TRACKING_URI"] = uri
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("RETUNE_BASE_MODELS", models)
     answers = _answers(place, rows)
     if as_json:

@@ -75,6 +75,7 @@ def test_two_rounds_to_two_verdicts(report: dict[str, Any], entries: list[Entry]
     assert entries[0].kind == "found"
     assert [r["batch"] for r in report["rounds"]] == ["1", "2"]
     assert report["rounds"][0]["verdict"] == "PROMOTE"
+    assert {entry.by for entry in entries} == {"asset_triggered"}, "new data started the runs, and the ledger says so"
     assert report["rounds"][1]["verdict"] in ("PROMOTE", "HOLD", "REJECT")
 
 
@@ -179,6 +180,7 @@ def test_a_forced_run_restores_every_stage_and_registers_nothing(project: Path, 
     assert done.returncode == 0, done.stdout + done.stderr
     assert last.n == len(entries)
     assert last.body["triggered"]["reason"] == "restore all"
+    assert (last.by, last.body["triggered"]["run_type"]) == ("admin", "manual")
     assert len(client.search_model_versions(f"name = '{PROMPT}'")) <= versions + 1
     parent = last.body["mlflow_run_id"]
     trials = client.search_runs([client.get_run(parent).info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")

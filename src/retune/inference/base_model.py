@@ -3,13 +3,15 @@
 import fnmatch
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from retune.config import BaseModelRef, canonical_json
 from retune.errors import BadInputError, ConfigError
@@ -150,9 +152,10 @@ def load_base(path: Path, sha256: str | None = None, device: str = "cpu") -> Bas
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise BadInputError(f"base model architecture must be one of {known}, got {config.model_type!r} ({path})")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
+    with _no_progress_bar():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
     model, loading = loaded
     if loading["missing_keys"]:
         raise BadInputError(f"{path}: the weights lack {', '.join(sorted(loading['missing_keys']))}")
@@ -161,6 +164,18 @@ def load_base(path: Path, sha256: str | None = None, device: str = "cpu") -> Bas
         raise BadInputError(f"{path}: the tokenizer must have a tokenizers backend (tokenizer.json), got {type(tokenizer).__name__}")
     model = model.to(device).eval().requires_grad_(False)
     return BaseModel(model, tokenizer, sha256, tokenizer_sha256(path))
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for every load, which a log keeps as noise; the caller's own choice is put back."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def set_threads(environ: Mapping[str, str] = os.environ) -> None:

@@ -199,6 +199,7 @@ def component_environment(settings: Settings, configuration: Configuration, envi
         "SPT_NOENV": "1",
         "DVC_NO_ANALYTICS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "DO_NOT_TRACK": "1",
         "SCARF_ANALYTICS": "false",
     }
