@@ -170,12 +170,12 @@ def load_base(path: Path, sha256: str | None = None, device: str = "cpu") -> Bas
 def _no_progress_bar() -> Iterator[None]:
     """transformers draws a bar for every load, which a log keeps as noise; the caller's own choice is put back."""
     shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def set_threads(environ: Mapping[str, str] = os.environ) -> None:
