@@ -158,14 +158,18 @@ class Generation(_Section):
     """0: greedy."""
 
 
+MetricName = Literal["accuracy", "macro_f1", "weighted_f1", "log_loss", "exact_match"]
+"""Metrics that a policy may name; `retune.evaluation.metrics` computes them."""
+
+
 class Policy(_Section):
     """What the gate asks of a candidate (`promote:` in the prompt file)."""
 
-    metric: str = "macro_f1"
+    metric: MetricName = "macro_f1"
     min_gain: Annotated[float, Field(ge=0)] = 0.0
     """Smallest gain of `metric` over the champion that is worth shipping."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    floors: dict[str, float] = {}
+    floors: dict[MetricName, float] = {}
     """Metric -> least value (greatest, where lower is better)."""
     max_slice_gap: Annotated[float | None, Field(gt=0)] = None
     """Largest allowed fall of the metric in any slice against the champion."""
@@ -173,7 +177,8 @@ class Policy(_Section):
     """Slices with fewer test rows are reported, not guarded."""
     resamples: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap resamples."""
-    approval: bool = False
+    approval: Literal[False] = False
+    """A person's approval before promotion is not built yet: `true` is refused, so that nobody relies on it."""
 
 
 class Prompt(_Section):

@@ -204,7 +204,7 @@ def test_a_metric_beyond_its_floor_is_rejected_lower_better_included(candidate, 
 
 
 def test_an_unknown_floor_never_promotes(candidate, champion):
-    decision = judge(candidate, champion, Policy(metric="accuracy", resamples=200, floors={"bleu": 0.1}))
+    decision = judge(candidate, champion, Policy(metric="accuracy", resamples=200).model_copy(update={"floors": {"bleu": 0.1}}))
     assert (decision.verdict, failed(decision)) == ("REJECT", ["complete", "floors.bleu"])
 
 

@@ -1,0 +1,86 @@
+"""Prompt files: every error at once, each with field, value and way out; overrides are validated anew."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from retune.config import RELEASED, MetricName, load_prompt, load_prompts, override
+from retune.errors import ConfigError
+from retune.evaluation.metrics import METRICS
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "prompts/ticket_priority.yaml"
+
+
+def write(folder: Path, changes: dict[str, Any]) -> Path:
+    path = folder / "ticket_priority.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(EXAMPLE.read_text("utf-8")) | changes), "utf-8")
+    return path
+
+
+def test_the_examples_load() -> None:
+    assert set(load_prompts(ROOT / "prompts")) == {"ticket_priority"}
+
+
+def test_all_errors_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, {"tune": {"epochs": 0, "learning_rate": -1}, "colour": "red", "promote": {"metric": "bleurt"}})
+    with pytest.raises(ConfigError) as error:
+        load_prompt(path)
+    message = str(error.value)
+    assert "ticket_priority.yaml: 4 error(s)" in message
+    for part in ("tune.epochs", "got 0", "tune.learning_rate", "got -1", "colour", "promote.metric", "got 'bleurt'"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "Ticket: {text.__class__}\nAnswer:"}, "may only hold plain fields"),
+        ({"template": "Ticket: {text!r}"}, "may only hold plain fields"),
+        ({"template": "No field"}, "must name an input field"),
+        ({"template": "{text} {label}"}, "must not name the target"),
+        ({"labels": {"low": " low"}}, "at least 2 labels"),
+        ({"base_model": {"path": "examples/base_model"}}, r"either \{path, sha256\} or \{hub, revision\}"),
+        ({"base_model": {"hub": "org/name", "revision": "main"}}, "revision"),
+        ({"preprocess": {"splits": {"train": 0.5, "validation": 0.2, "test": 0.2}}}, "must add up to 1"),
+        ({"tune": {"init": "text"}}, "init: text needs init_text"),
+        ({"trials": [{"preprocess.max_tokens": 3}]}, r"trials may override tune\.\*"),
+        ({"promote": {"approval": True}}, "promote.approval"),
+        ({"name": "other"}, "name must be 'ticket_priority'"),
+        ({"source": {"path": ""}}, "source must say where"),
+    ],
+)
+def test_a_contradiction_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_prompt(write(tmp_path, changes))
+
+
+def test_a_missing_file_says_which_name_it_should_have(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no prompt file"):
+        load_prompt(tmp_path / "absent.yaml")
+
+
+def test_an_override_changes_its_field_and_nothing_else() -> None:
+    prompt = load_prompt(EXAMPLE)
+    changed = override(prompt, {"tune.learning_rate": 0.5})
+    assert changed.tune.learning_rate == 0.5
+    assert override(changed, {"tune.learning_rate": prompt.tune.learning_rate}) == prompt
+
+
+@pytest.mark.parametrize("key", ["tune.speed", "nothing.here", "tune", "learning_rate"])
+def test_an_unknown_override_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"override|error"):
+        override(load_prompt(EXAMPLE), {key: 1})
+
+
+def test_a_released_prompt_has_only_what_a_release_is_made_of() -> None:
+    prompt = load_prompt(EXAMPLE)
+    released = prompt.released()
+    assert {name: getattr(released, name) for name in RELEASED} == {name: getattr(prompt, name) for name in RELEASED}
+    assert (released.description, released.source.path, released.trials) == ("", "", ({},))
+
+
+def test_policies_know_exactly_the_metrics_that_are_computed() -> None:
+    assert set(get_args(MetricName)) == set(METRICS)
