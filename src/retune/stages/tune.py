@@ -97,14 +97,15 @@ def main(prompt: Prompt) -> None:
             result = tune(base, released, splits["train"], splits["validation"], lambda row: send(dict(row)))
         except DivergedError as error:
             raise BadInputError(str(error)) from error
+        start = {"step": 0, "epoch": 0, "validation_loss": result.initial_validation_loss}
+        send(start)
     inputs = json.loads((artifacts / "dataset/inputs.json").read_text("utf-8")) | {
         "code": code_sha256("tune", prompt.name),
         "environment": hashlib.sha256(Path("requirements.lock").read_bytes()).hexdigest(),
         "parameters": sha256_json(prompt.tune.model_dump(mode="json")),
     }
     release = write_release(artifacts / "release", released, result.soft_prompt, base, inputs)
-    curve = [{"step": 0, "epoch": 0, "validation_loss": result.initial_validation_loss}, *result.curve]
-    pd.DataFrame(curve, columns=list(COLUMNS)).to_csv(artifacts / "curve.csv", index=False)
+    pd.DataFrame([start, *result.curve], columns=list(COLUMNS)).to_csv(artifacts / "curve.csv", index=False)
     print(f"release {release}: best step {result.best_step} of {result.steps}", flush=True)
 
 
