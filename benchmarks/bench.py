@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PromptTuningConfig, TaskType, get_peft_model
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +24,6 @@ from retune.config import load_prompt
 from retune.inference.base_model import open_base_model
 from retune.inference.encoding import Encoder
 from retune.inference.inputs import IGNORED, assemble, collate, encode_with_answers
-from retune.inference.release import write_release
 from retune.inference.scoring import answer_losses
 from retune.ledger import Ledger
 from retune.settings import Settings
@@ -62,9 +61,10 @@ def step_against_peft() -> dict[str, Any]:
     encoded = encode_with_answers(base, Encoder(prompt, base.tokenizer), prompt.tune.num_virtual_tokens, rows)
     batch = collate(encoded, "right", base.device)
     soft = base.model.get_input_embeddings().weight[300 : 300 + prompt.tune.num_virtual_tokens].detach().clone().requires_grad_(True)
-    with tempfile.TemporaryDirectory() as scratch:
-        write_release(Path(scratch) / "release", prompt, soft, base, {})
-        peft = PeftModel.from_pretrained(other.model, str(Path(scratch) / "release/adapter"), is_trainable=True).eval()
+    config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=prompt.tune.num_virtual_tokens)
+    peft: Any = get_peft_model(other.model, config).eval()
+    with torch.no_grad():
+        peft.prompt_encoder["default"].embedding.weight.copy_(soft)
     labels = batch.labels.masked_fill(batch.labels == IGNORED, -100)
 
     def ours() -> None:
