@@ -91,6 +91,8 @@ class Registry:
                 else:
                     shutil.copyfile(source, code / name)
             mlflow.set_tracking_uri(self.uri)
+            # Else the model would be filed under MLflow's default experiment, and its files with that one's.
+            mlflow.set_experiment(experiment_id=self.client.get_run(run_id).info.experiment_id)
             return Model.log(
                 None,
                 flavor=mlflow.pyfunc,
