@@ -56,7 +56,7 @@ check: lint  ## Style, types and fast tests: clean before every commit
 bench: install-dev  ## Measures speed and memory as ratios in one run
 	@$(BIN)/python benchmarks/bench.py
 
-base-model: install  ## Trains the small base model of the examples anew (minutes of CPU)
+base-model: install  ## Trains the small base model of the examples anew (one thread; it took 25 minutes on a busy machine)
 	@$(BIN)/python examples/base_model.py
 
 revision: install  ## Writes data.dvc and dvc.lock anew from the example batches (after a change to them or to preprocess)

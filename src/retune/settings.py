@@ -28,8 +28,6 @@ class Settings:
     """MLflow server or database (MLFLOW_TRACKING_URI)."""
     s3_endpoint: str | None
     """S3 endpoint where it is not AWS (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL)."""
-    notify_url: str | None
-    """Where failures are POSTed as JSON (RETUNE_NOTIFY_URL)."""
     require_clean: bool
     """Refuse to promote a release that was tuned from a dirty checkout (RETUNE_REQUIRE_CLEAN=1)."""
 
@@ -56,7 +54,6 @@ class Settings:
             base_models=tuple((project / p).resolve() for p in models.split(os.pathsep)) if models else (project / "examples",),
             tracking_uri=environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
             s3_endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,
-            notify_url=environ.get("RETUNE_NOTIFY_URL") or None,
             require_clean=environ.get("RETUNE_REQUIRE_CLEAN", "0") == "1",
         )
 
