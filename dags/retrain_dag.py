@@ -6,101 +6,107 @@ Tunes a prompt's soft prompt on the newest dataset revision, and promotes it onl
 runs once per trial, `evaluate` once per release: the candidate, the champion and the template alone, on the same test rows. `decide` writes
 verdict and reasons to the ledger and to MLflow. On HOLD or REJECT `promote` is **skipped** and the run is green: that is the gate at work.
 
+`approve` waits for a person where the prompt file or the form asks for one: answer under *Required Actions*. A refusal, or no answer in
+time, is a HOLD.
+
 Each task passes on lineage (a few kB), never data; a stage with unchanged code, data and parameters is restored on any worker.
 """
 
 from datetime import timedelta
 
-from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk import dag, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
-from retune_dags import DEFAULT_ARGS, PROMPTS, schedule_of, triggered_by
-
-PARAMS = {
-    "overrides": Param({}, type="object", title="Overrides", description='Prompt fields to replace, such as {"tune.learning_rate": 0.01}'),
-    "trials": Param(
-        None, type=["null", "array"], title="Trials", description="List of overrides, one tuning run each; empty: the prompt file's"
-    ),
-    "force": Param(False, type="boolean", title="Force", description="Go through even if the same inputs were decided before"),
-    "reason": Param("", type="string", title="Reason", description="Why; kept in MLflow and the ledger"),
-}
+from retune_dags import DEFAULT_ARGS, PROMPTS, schedule_of, trigger_of
+from retune_forms import overrides_of, retrain_form
+from retune_operators import ApprovePromotion, retune_short_circuit, retune_task
 
 
 def retrain(name: str):
+    policy = PROMPTS[name].promote
+
     @dag(
         dag_id=f"retrain_{name}",
         schedule=schedule_of(PROMPTS[name]),
         catchup=False,
         max_active_runs=1,
         default_args=DEFAULT_ARGS,
-        dagrun_timeout=timedelta(hours=24),
-        params=PARAMS,
+        dagrun_timeout=timedelta(hours=24 + policy.approval_hours),
+        params=retrain_form(PROMPTS[name]),
         tags=["retune", name],
         description=PROMPTS[name].description,
         doc_md=__doc__.replace("<prompt>", name),
     )
     def flow():
-        @task.short_circuit
+        @retune_short_circuit
         def resolve():
-            from retune.tasks import retrain
-            from retune.tasks.context import Trigger
+            from retune.tasks.resolve import resolve
 
             context = get_current_context()
-            run, params = context["dag_run"], context["params"]
-            trigger = Trigger(
-                run.run_id, run.run_type.value, triggered_by(context), params["overrides"], bool(params["force"]), params["reason"]
-            )
-            return retrain.resolve(name, trigger)
+            params = context["params"]
+            wanted = {"overrides": overrides_of(params), **{key: bool(params[key]) for key in ("force", "approval", "patch")}}
+            return resolve(name, trigger_of(context), **wanted)
 
-        @task
+        @retune_task
         def preprocess(run):
             from retune.tasks import retrain
 
             return retrain.preprocess(run)
 
-        @task
+        @retune_task
         def plan(run):
             from retune.tasks import retrain
 
             return retrain.plan(run, get_current_context()["params"]["trials"])
 
-        @task(pool="gpu", execution_timeout=timedelta(hours=12), map_index_template="{{ trial_name }}")
+        @retune_task(pool="gpu", execution_timeout=timedelta(hours=12), map_index_template="{{ trial_name }}")
         def tune(run, trial):
             from retune.tasks import retrain
 
             get_current_context()["trial_name"] = trial["name"]
             return retrain.tune(run, trial)
 
-        @task
+        @retune_task
         def select(run, tuned):
             from retune.tasks import retrain
 
             return retrain.select(run, list(tuned))
 
-        @task(pool="gpu", execution_timeout=timedelta(hours=6), map_index_template="{{ role }}")
+        @retune_task(pool="gpu", execution_timeout=timedelta(hours=6), map_index_template="{{ role }}")
         def evaluate(run, contender):
             from retune.tasks import retrain
 
             get_current_context()["role"] = contender["role"]
             return retrain.evaluate(run, contender)
 
-        @task
+        @retune_task
         def decide(run, evaluated):
             from retune.tasks import verdict
 
             return verdict.decide(run, list(evaluated))
 
-        @task
-        def promote(run, evaluated, decided):
+        @retune_task(trigger_rule="none_failed")
+        def promote(run, evaluated, decided, answer):
             if decided["verdict"] != "PROMOTE":
                 raise AirflowSkipException(f"{decided['verdict']}: the champion stays (ledger entry {decided['entry']})")
             from retune.tasks import verdict
 
-            return verdict.promote(run, list(evaluated), decided)
+            promoted = verdict.promote(run, list(evaluated), decided, answer)
+            if promoted["verdict"] != "PROMOTE":
+                raise AirflowSkipException(f"{promoted['verdict']}: {promoted['reason']} (ledger entry {promoted['entry']})")
+            return promoted
 
         run = preprocess(resolve())
         tuned = tune.partial(run=run).expand(trial=plan(run))
         evaluated = evaluate.partial(run=run).expand(contender=select(run, tuned))
-        promote(run, evaluated, decide(run, evaluated))
+        decided = decide(run, evaluated)
+        approve = ApprovePromotion(
+            task_id="approve",
+            subject=f"Promote a new release of {name}?",
+            body="{{ ti.xcom_pull(task_ids='decide')['summary'] }}",
+            response_timeout=timedelta(hours=policy.approval_hours),
+        )
+        decided >> approve
+        promote(run, evaluated, decided, approve.output)
 
     return flow()
 

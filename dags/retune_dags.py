@@ -5,8 +5,10 @@ The DAGs have no start date: with one, Airflow runs a cron schedule's last momen
 
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 from airflow.sdk import Asset, AssetOrTimeSchedule, Context, CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk.configuration import conf
 from retune_notifier import RetuneNotifier
 
 from retune.config import Prompt, load_prompts
@@ -49,3 +51,17 @@ def triggered_by(context: Context) -> str:
     """The user who triggered the run, or what did (scheduled, asset_triggered)."""
     run = context["dag_run"]
     return run.triggering_user_name or run.run_type.value
+
+
+def trigger_of(context: Context) -> dict[str, str]:
+    """Who or what started the run and why, and where Airflow shows it: the JSON of `retune.records.Trigger`."""
+    run = context["dag_run"]
+    base = conf.get("api", "base_url", fallback="").rstrip("/")
+    return {
+        "dag_id": run.dag_id,
+        "dag_run_id": run.run_id,
+        "run_type": run.run_type.value,
+        "by": triggered_by(context),
+        "reason": context["params"].get("reason") or "",
+        "url": f"{base}/dags/{run.dag_id}/runs/{quote(run.run_id, safe='')}" if base else "",
+    }

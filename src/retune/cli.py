@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from retune import cli_read, cli_run, cli_stack
+from retune import cli_read, cli_rollback, cli_run, cli_stack
 from retune.errors import ConfigError, RetuneError
 
 __all__ = ["app"]
@@ -47,6 +47,11 @@ app.command(
 app.command(epilog="Example: [bold]retune land ticket_priority exports/2026-05.csv[/]   Then: [bold]retune run ingest[/]")(cli_run.land)
 app.command(epilog="Example: [bold]retune releases ticket_priority --json[/]")(cli_read.releases)
 app.command(epilog="Examples: [bold]retune ledger ticket_priority --verify[/], [bold]retune ledger dataset[/]")(cli_read.ledger)
+app.command(
+    epilog="Examples: [bold]retune rollback ticket_priority --reason 'answers are worse since noon'[/], "
+    "[bold]retune rollback ticket_priority --to 3 --reason 'known good'[/]"
+)(cli_rollback.rollback)
+app.command(epilog="Example: [bold]retune unbar ticket_priority 4 --reason 'the data were wrong, not the release'[/]")(cli_rollback.unbar)
 app.command(
     epilog="Examples: [bold]retune predict ticket_priority --text 'Nothing works since noon'[/], "
     "[bold]retune predict ticket_priority --file rows.jsonl --json[/]"

@@ -39,7 +39,7 @@ RELEASED = ("name", "task", "base_model", "template", "target", "labels", "slice
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class BaseModelRef(_Section):
@@ -177,8 +177,10 @@ class Policy(_Section):
     """Slices with fewer test rows are reported, not guarded."""
     resamples: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap resamples."""
-    approval: Literal[False] = False
-    """A person's approval before promotion is not built yet: `true` is refused, so that nobody relies on it."""
+    approval: bool = False
+    """Ask a person in Airflow before a release is promoted; a run's form may ask for it too, never do without it."""
+    approval_hours: Annotated[float, Field(gt=0, le=720)] = 24.0
+    """Hours to wait for the answer; without one the champion stays (HOLD)."""
 
 
 class Prompt(_Section):

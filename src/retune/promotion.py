@@ -9,6 +9,7 @@
 | same_splits | the champion was tuned on other splits: it may have seen test rows | HOLD |
 | gain | the metric is measurably worse (REJECT), indistinguishable (HOLD) or rises by less than min_gain (HOLD) | REJECT, HOLD |
 | floors | a metric misses its floor; one gate per floor, named floors.METRIC | REJECT |
+| approval | a person was asked, and refused or did not answer in time | HOLD |
 | slices | the metric falls too far in a slice, or the candidate lacks one (REJECT); the champion lacks one (HOLD) | REJECT, HOLD |
 
 Every gate is evaluated and listed. A gate that could not be evaluated has failed.
@@ -29,7 +30,7 @@ from retune.evaluation.metrics import Metric, metric_named
 from retune.evaluation.predictions import rows_sha256
 from retune.records import Comparison, Decision, Evaluation, Gate, Verdict
 
-__all__ = ["Side", "decide"]
+__all__ = ["Side", "decide", "with_answer"]
 
 T = TypeVar("T")
 
@@ -92,6 +93,17 @@ def decide(
         reasons=[*_reasons(gates, verdict), *_notes(candidate, champion, policy)],
         gates=[gate.to_json() for gate in gates],
         comparison=compared.to_json() if isinstance(compared, Comparison) else None,
+    )
+
+
+def with_answer(decision: Decision, approved: bool, reason: str) -> Decision:
+    """A PROMOTE after a person was asked: it stands, or becomes a HOLD for this reason."""
+    gate = Gate("approval", approved, reason, on_fail="HOLD")
+    return Decision(
+        verdict=decision.verdict if approved else "HOLD",
+        reasons=[*decision.reasons, reason] if approved else [reason, *decision.reasons],
+        gates=[*decision.gates, gate.to_json()],
+        comparison=decision.comparison,
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-__all__ = ["Comparison", "Decision", "Evaluation", "Gate", "Lineage", "Verdict"]
+__all__ = ["Comparison", "Decision", "Evaluation", "Gate", "Lineage", "Trigger", "Verdict"]
 
 Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
 
@@ -15,6 +15,20 @@ class _Record:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         return cls(**value)
+
+
+@dataclass(frozen=True)
+class Trigger(_Record):
+    """Why and by whom a DAG run, or a command, was started."""
+
+    dag_id: str
+    dag_run_id: str
+    run_type: str
+    """manual, scheduled or asset_triggered."""
+    by: str
+    reason: str
+    url: str = ""
+    """Where Airflow shows the run; empty where there is none."""
 
 
 @dataclass(frozen=True)

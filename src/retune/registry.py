@@ -27,6 +27,10 @@ __all__ = ["CHAMPION", "PREVIOUS", "Registry"]
 CHAMPION, PREVIOUS = "champion", "previous"
 RELEASE = "retune.release"
 """Tag of a model version: the release id it holds."""
+PROJECTED = "retune.champion"
+"""Tag of the registered model: the version that Retune last made the champion. The alias differs where a person moved it."""
+BARRED = "retune.barred"
+"""Tag of a version that a rollback left: why."""
 CODE = ("__init__.py", "config.py", "errors.py", "text.py", "inference")
 """Parts of the package that travel with a version; enough to predict where Retune is not installed."""
 
@@ -105,6 +109,11 @@ class Registry:
                 signature=ModelSignature(inputs=Schema(columns), outputs=Schema(predictions)),
             )
 
+    def describe(self, version: str, card: str) -> str | None:
+        """Puts a Markdown card on a version's page; returns the id of its logged model, by which metrics find it."""
+        found = self.client.update_model_version(self.prompt, version, description=card)
+        return found.model_id or None
+
     def alias(self, name: str) -> ModelVersion | None:
         try:
             return self.client.get_model_version_by_alias(self.prompt, name)
@@ -112,6 +121,23 @@ class Registry:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+
+    def projected(self) -> str | None:
+        """Version that the alias `champion` was last pointed at by Retune; None before the first time."""
+        try:
+            tags: Mapping[str, str] = self.client.get_registered_model(self.prompt).tags
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return tags.get(PROJECTED)
+
+    def bar(self, version: str, reason: str | None) -> None:
+        """Shows on a version why it is barred; None: it is not any more."""
+        if reason is not None:
+            self.client.set_model_version_tag(self.prompt, version, BARRED, reason)
+        elif BARRED in self.client.get_model_version(self.prompt, version).tags:
+            self.client.delete_model_version_tag(self.prompt, version, BARRED)
 
     def project(self, champion: str, previous: str | None) -> None:
         """Points the aliases at the ledger's champion and previous versions, and reads them back."""
@@ -124,11 +150,13 @@ class Registry:
             current = self.alias(name)
             if current is None or str(current.version) != version:
                 raise IntegrityError(f"alias {name} of {self.prompt} must read back as version {version}; set it in MLflow or run again")
+        self.client.set_registered_model_tag(self.prompt, PROJECTED, champion)
 
-    def predict(self, alias: str, frame: pd.DataFrame, base_models: tuple[Path, ...]) -> pd.DataFrame:
-        """Loads the aliased version as any MLflow user would, and predicts."""
+    def predict(self, reference: str, frame: pd.DataFrame, base_models: tuple[Path, ...]) -> pd.DataFrame:
+        """Loads a version (`@ALIAS` or `/VERSION`) as any MLflow user would, and predicts from the frame's input columns."""
         mlflow.set_tracking_uri(self.uri)
         os.environ.setdefault("RETUNE_BASE_MODELS", os.pathsep.join(map(str, base_models)))
-        model = mlflow.pyfunc.load_model(f"models:/{self.prompt}@{alias}")
-        result: pd.DataFrame = model.predict(frame)
+        model = mlflow.pyfunc.load_model(f"models:/{self.prompt}{reference}")
+        inputs = model.metadata.get_input_schema()
+        result: pd.DataFrame = model.predict(frame[inputs.input_names()] if inputs else frame)
         return result

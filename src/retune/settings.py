@@ -26,6 +26,8 @@ class Settings:
     """Folders in which base models are looked up by hash (RETUNE_BASE_MODELS, separated like PATH)."""
     tracking_uri: str
     """MLflow server or database (MLFLOW_TRACKING_URI)."""
+    mlflow_url: str
+    """Where people open MLflow, for links (RETUNE_MLFLOW_URL; else the tracking URI)."""
     s3_endpoint: str | None
     """S3 endpoint where it is not AWS (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL)."""
     require_clean: bool
@@ -45,6 +47,7 @@ class Settings:
         elif not store.startswith("s3://"):
             raise ConfigError(f"RETUNE_STORE must be a folder or s3://bucket/prefix, got {store!r}")
         models = environ.get("RETUNE_BASE_MODELS")
+        tracking_uri = environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
         return cls(
             project=project,
             home=home,
@@ -52,7 +55,8 @@ class Settings:
             cache=(project / (environ.get("RETUNE_CACHE") or home / "cache")).resolve(),
             prompts=(project / (environ.get("RETUNE_PROMPTS") or "prompts")).resolve(),
             base_models=tuple((project / p).resolve() for p in models.split(os.pathsep)) if models else (project / "examples",),
-            tracking_uri=environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
+            tracking_uri=tracking_uri,
+            mlflow_url=(environ.get("RETUNE_MLFLOW_URL") or tracking_uri).rstrip("/"),
             s3_endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,
             require_clean=environ.get("RETUNE_REQUIRE_CLEAN", "0") == "1",
         )

@@ -1,6 +1,7 @@
 """MLflow runs: one per DAG run, with a nested run per trial; found by key and reopened on retry, so that a retry doubles nothing."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,12 @@ class Tracker:
         runs = self.client.search_runs([self.experiment_id()], tagged, max_results=1, order_by=["attribute.start_time ASC"])
         return runs[0] if runs else None
 
+    def computed(self, release: str, besides: str) -> str | None:
+        """Id of the trial run that executed the stage which made this release, not the one that restored it; None if it is gone."""
+        made = f"tags.`retune.release` = '{release}' and tags.`retune.restored` = 'false'"
+        runs = self.client.search_runs([self.experiment_id()], made, max_results=2, order_by=["attribute.start_time ASC"])
+        return next((str(run.info.run_id) for run in runs if run.info.run_id != besides), None)
+
     def open(self, key: str, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Id of the run with this key, created or reopened, in state RUNNING."""
         all_tags = {**tags, KEY: sha256_json(key), **({"mlflow.parentRunId": parent} if parent else {})}
@@ -69,9 +76,24 @@ class Tracker:
     def close(self, run_id: str, status: str = "FINISHED") -> None:
         self.client.set_terminated(run_id, status)
 
+    def close_orphans(self, key: str) -> list[str]:
+        """Marks runs KILLED that are still RUNNING and belong neither to the run with this key nor to its trials; returns their ids."""
+        own = self.find(key)
+        running = self.client.search_runs([self.experiment_id()], "attributes.status = 'RUNNING'", max_results=1000)
+        orphans = [
+            run.info.run_id
+            for run in running
+            if KEY in run.data.tags and not (own and own.info.run_id in (run.info.run_id, run.data.tags.get("mlflow.parentRunId")))
+        ]
+        for run_id in orphans:
+            self.close(run_id, "KILLED")
+        return orphans
+
     @contextmanager
-    def closing(self, run_id: str, done: bool = True) -> Iterator[None]:
-        """Marks the run FAILED if the block raises, FINISHED at its end if `done`."""
+    def working(self, run_id: str, done: bool = False) -> Iterator[None]:
+        """Marks the run RUNNING, which an earlier try may have left FAILED; FAILED if the block raises, FINISHED at its end if `done`."""
+        if self.client.get_run(run_id).info.status != "RUNNING":
+            self.client.update_run(run_id, status="RUNNING")
         try:
             yield
         except BaseException:
@@ -85,9 +107,10 @@ class Tracker:
         flat = {name: str(value)[:6000] for name, value in _flatten(values)}
         self.client.log_batch(run_id, params=[Param(name, value) for name, value in flat.items()])
 
-    def metrics(self, run_id: str, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.client.log_metric(run_id, name, value)
+    def metrics(self, run_id: str, values: Mapping[str, float], model_id: str | None = None) -> None:
+        """Values as of now; of a model too, where one is given: its page then shows them."""
+        now = int(time.time() * 1000)
+        self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0, model_id=model_id) for name, value in values.items()])
 
     def tags(self, run_id: str, values: Mapping[str, Any]) -> None:
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from parsing import ROOT, parse
 
+from retune.config import Tune
+
 RETRAIN = "retrain_ticket_priority"
 EDGES = {
     "resolve": ["preprocess"],
@@ -15,14 +17,15 @@ EDGES = {
     "tune": ["select"],
     "select": ["evaluate"],
     "evaluate": ["decide", "promote"],
-    "decide": ["promote"],
+    "decide": ["approve", "promote"],
+    "approve": ["promote"],
     "promote": [],
 }
 
 
 def test_all_files_parse(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
-    assert sorted(parsed["dags"]) == ["ingest", RETRAIN]
+    assert sorted(parsed["dags"]) == ["ingest", RETRAIN, "rollback"]
 
 
 def test_parsing_imports_nothing_heavy(parsed: dict[str, Any]) -> None:
@@ -53,7 +56,7 @@ def test_model_work_runs_in_the_gpu_pool(parsed: dict[str, Any]) -> None:
     assert {task["pool"] for name, task in tasks.items() if name not in ("tune", "evaluate")} == {"default_pool"}
 
 
-@pytest.mark.parametrize("dag", ["ingest", RETRAIN])
+@pytest.mark.parametrize("dag", ["ingest", RETRAIN, "rollback"])
 def test_bad_input_fails_at_once_and_a_passing_fault_is_retried(parsed: dict[str, Any], dag: str) -> None:
     for task in parsed["dags"][dag]["tasks"].values():
         assert task["retries"] == 2
@@ -77,7 +80,9 @@ def test_retrain_runs_by_cron_or_by_new_data(parsed: dict[str, Any]) -> None:
     assert dag["cron"] == "0 3 * * 1"
     assert (dag["max_active_runs"], dag["catchup"], dag["doc"]) == (1, False, True)
     assert dag["tags"] == ["retune", "ticket_priority"]
-    assert dag["params"] == ["force", "overrides", "reason", "trials"]
+    settings = {name for name in dag["params"] if name.startswith("tune.")}
+    assert settings == {f"tune.{field}" for field in Tune.model_fields}
+    assert set(dag["params"]) - settings == {"approval", "force", "overrides", "patch", "reason", "trials"}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from retune.ledger import Ledger
+from retune.records import Trigger
 from retune.store import open_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
@@ -53,12 +54,12 @@ def prompt_file(project: Path, name: str, labels: list[str], source: dict[str, o
 def loop(name: str) -> dict[str, object]:
     """Ingest to decision, and promotion if the gate says so; returns the ledger's last entry."""
     from retune.tasks import retrain, verdict
-    from retune.tasks.context import Trigger
     from retune.tasks.ingest import ingest
+    from retune.tasks.resolve import resolve
 
     assert ingest(name, f"ingest {name}", "test") is not None
     assert ingest(name, f"ingest {name} again", "test") is None
-    run = retrain.resolve(name, Trigger(f"run {name}", "manual", "test", {}, False, "real text"))
+    run = resolve(name, Trigger("test", f"run {name}", "manual", "test", "real text").to_json())
     assert run is not None
     run = retrain.preprocess(run)
     tuned = [retrain.tune(run, trial) for trial in retrain.plan(run)]
@@ -66,7 +67,7 @@ def loop(name: str) -> dict[str, object]:
     decided = verdict.decide(run, evaluated)
     if decided["verdict"] == "PROMOTE":
         verdict.promote(run, evaluated, decided)
-    assert retrain.resolve(name, Trigger(f"again {name}", "scheduled", "test", {}, False, "")) is None, "decided before"
+    assert resolve(name, Trigger("test", f"again {name}", "scheduled", "test", "").to_json()) is None, "decided before"
     store = open_store(str(Path(os.environ["RETUNE_PROJECT"]) / ".retune/store"))
     dataset = Ledger(store, "dataset").head()
     assert dataset is not None

@@ -47,7 +47,7 @@ def test_all_errors_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         ({"preprocess": {"splits": {"train": 0.5, "validation": 0.2, "test": 0.2}}}, "must add up to 1"),
         ({"tune": {"init": "text"}}, "init: text needs init_text"),
         ({"trials": [{"preprocess.max_tokens": 3}]}, r"trials may override tune\.\*"),
-        ({"promote": {"approval": True}}, "promote.approval"),
+        ({"promote": {"approval_hours": 0}}, "promote.approval_hours"),
         ({"name": "other"}, "name must be 'ticket_priority'"),
         ({"source": {"path": ""}}, "source must say where"),
     ],

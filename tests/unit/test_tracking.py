@@ -34,17 +34,47 @@ def test_a_trial_is_nested_in_its_run(tracker: Tracker) -> None:
     assert tracker.client.get_run(child).data.tags["mlflow.parentRunId"] == parent
 
 
-def test_closing_says_how_the_block_ended(tracker: Tracker) -> None:
-    run_id = tracker.open("closing", "closing", {})
-    with pytest.raises(ValueError, match="boom"), tracker.closing(run_id):
+def test_a_run_says_how_the_work_on_it_ended(tracker: Tracker) -> None:
+    run_id = tracker.open("working", "working", {})
+    with pytest.raises(ValueError, match="boom"), tracker.working(run_id):
         raise ValueError("boom")
     assert tracker.client.get_run(run_id).info.status == "FAILED"
-    with tracker.closing(tracker.open("closing", "closing", {}), done=False):
-        pass
+    with tracker.working(run_id):  # a retry
+        assert tracker.client.get_run(run_id).info.status == "RUNNING"
     assert tracker.client.get_run(run_id).info.status == "RUNNING"
-    with tracker.closing(run_id):
+    with tracker.working(run_id, done=True):
         pass
     assert tracker.client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_what_a_killed_run_left_open_is_closed_by_the_next(tmp_path: Path) -> None:
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "ticket_priority")
+    killed = tracker.open("killed", "killed", {})
+    killed_trial = tracker.open("killed/1", "trial", {}, killed)
+    done = tracker.open("done", "done", {})
+    tracker.close(done)
+    by_hand = tracker.client.create_run(tracker.experiment_id()).info.run_id  # somebody's own run in the experiment
+    assert set(tracker.close_orphans("next")) == {killed, killed_trial}
+    mine = tracker.open("next", "next", {})
+    my_trial = tracker.open("next/1", "trial", {}, mine)
+    assert tracker.close_orphans("next") == [], "a retry of the same run keeps its own runs open"
+    states = {run: tracker.client.get_run(run).info.status for run in (killed, killed_trial, done, by_hand, mine, my_trial)}
+    assert states == {
+        killed: "KILLED",
+        killed_trial: "KILLED",
+        done: "FINISHED",
+        by_hand: "RUNNING",
+        mine: "RUNNING",
+        my_trial: "RUNNING",
+    }
+
+
+def test_a_restored_trial_names_the_run_that_computed_it(tracker: Tracker) -> None:
+    first, second = tracker.open("computed", "computed", {}), tracker.open("restored", "restored", {})
+    assert tracker.computed("ab" * 32, besides=second) is None
+    tracker.tags(first, {"retune.release": "ab" * 32, "retune.restored": "false"})
+    tracker.tags(second, {"retune.release": "ab" * 32, "retune.restored": "true"})
+    assert tracker.computed("ab" * 32, besides=second) == first
 
 
 def test_a_curve_is_logged_once(tracker: Tracker) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 from retune.config import Prompt
 from retune.evaluation.metrics import task_metrics
 from retune.evaluation.roles import CANDIDATE, CHAMPION, ROLE_TITLES
-from retune.records import Decision, Evaluation
+from retune.records import Decision, Evaluation, Lineage, Trigger
 
-__all__ = ["decision_markdown"]
+__all__ = ["decision_markdown", "release_card", "run_note"]
 
 
 def decision_markdown(decision: Decision, evaluations: Mapping[str, Evaluation], prompt: Prompt) -> str:
@@ -31,6 +31,48 @@ def decision_markdown(decision: Decision, evaluations: Mapping[str, Evaluation],
     if any(evaluations[role].slices for role in roles):
         parts += [f"## {prompt.promote.metric} by slice", _slices(evaluations, roles, prompt)]
     return "\n\n".join(parts) + "\n"
+
+
+def run_note(decision: Decision, trigger: Trigger) -> str:
+    """The description of a DAG run's MLflow run: verdict and reasons, who started it and why, and the way back to Airflow."""
+    started = f"[DAG run {_text(trigger.dag_run_id)}]({trigger.url})" if trigger.url else f"DAG run {_text(trigger.dag_run_id)}"
+    why = f": {_text(trigger.reason)}" if trigger.reason else ""
+    return "\n\n".join(
+        [f"**{decision.verdict}**", *(_text(reason) for reason in decision.reasons), f"{started}, by {_text(trigger.by)}{why}"]
+    )
+
+
+def release_card(decision: Decision, evaluations: Mapping[str, Evaluation], prompt: Prompt, lineage: Lineage, trigger: Trigger) -> str:
+    """The description of a promoted version: what it is for, how good it is, what it came from, how to load and how to leave it."""
+    roles = [role for role in ROLE_TITLES if role in evaluations]
+    model = prompt.base_model
+    base = f"{model.hub} at {model.revision}" if model.hub else f"{model.path}, sha256 {model.sha256}"
+    code = f"commit `{lineage.commit[:12]}`{' with uncommitted changes' if lineage.dirty else ''}"
+    use = [("Intended use", prompt.intended_use), ("Owner", prompt.owner)]
+    return "\n\n".join(
+        [
+            f"# {prompt.name}",
+            _text(prompt.description) or "No description.",
+            *(f"**{title}**: {_text(text)}" for title, text in use if text),
+            "\n".join(f"- {_text(reason)}" for reason in decision.reasons),
+            "## Metrics on the test split",
+            _metrics(evaluations, roles, prompt),
+            _measured(evaluations, roles),
+            "## Lineage",
+            "\n".join(
+                [
+                    f"- Release `{evaluations[CANDIDATE].release}`",
+                    f"- Dataset revision {lineage.revision}, {code}, environment `{lineage.environment[:12]}`",
+                    f"- Base model {_text(base)}",
+                    f"- {f'[DAG run {_text(trigger.dag_run_id)}]({trigger.url})' if trigger.url else _text(trigger.dag_run_id)}, "
+                    f"by {_text(trigger.by)}",
+                ]
+            ),
+            "## Use",
+            f'`mlflow.pyfunc.load_model("models:/{prompt.name}@champion")` loads the champion; `retune rollback {prompt.name}` leaves it, '
+            f"`retune reproduce {prompt.name} --release {evaluations[CANDIDATE].release[:12]}` builds this release again.",
+        ]
+    )
 
 
 def _metrics(evaluations: Mapping[str, Evaluation], roles: Sequence[str], prompt: Prompt) -> str:

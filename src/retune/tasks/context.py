@@ -2,67 +2,58 @@
 
 import io
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import pandas as pd
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from retune.config import Prompt
 from retune.errors import IntegrityError
 from retune.ledger import Entry, Ledger, standing
 from retune.records import Lineage
-from retune.registry import Registry
 from retune.settings import Settings
-from retune.tracking import Tracker
 from retune.workspace import Workspaces
 
-__all__ = ["Context", "Json", "Trigger", "champion_of", "read_frame"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from retune.registry import Registry
+    from retune.tracking import Tracker
+
+__all__ = ["Context", "Json", "champion_of", "read_frame"]
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Trigger:
-    """Why and by whom a DAG run was started."""
-
-    dag_run_id: str
-    run_type: str
-    """manual, scheduled or asset_triggered."""
-    by: str
-    overrides: Mapping[str, Any]
-    force: bool
-    """Go through even if the ledger has decided on the same inputs."""
-    reason: str
-
-
-@dataclass(frozen=True)
 class Context:
-    """What every task needs, made anew in each process."""
+    """What every task needs, made anew in each process. MLflow, seconds of import, is loaded when it is first asked for."""
 
     settings: Settings
     prompt: Prompt
     workspaces: Workspaces
     ledger: Ledger
-    tracker: Tracker
-    registry: Registry
 
     @classmethod
     def load(cls, prompt: Prompt) -> "Context":
         settings = Settings.load()
         workspaces = Workspaces(settings)
-        return cls(
-            settings,
-            prompt,
-            workspaces,
-            Ledger(workspaces.store, prompt.name),
-            Tracker(settings.tracking_uri, prompt.name),
-            Registry(settings.tracking_uri, prompt.name),
-        )
+        return cls(settings, prompt, workspaces, Ledger(workspaces.store, prompt.name))
 
     @classmethod
     def of(cls, run: Json) -> "Context":
         return cls.load(Prompt.model_validate(run["prompt"]))
+
+    @cached_property
+    def tracker(self) -> "Tracker":
+        from retune.tracking import Tracker
+
+        return Tracker(self.settings.tracking_uri, self.prompt.name)
+
+    @cached_property
+    def registry(self) -> "Registry":
+        from retune.registry import Registry
+
+        return Registry(self.settings.tracking_uri, self.prompt.name)
 
     def environment(self, mlflow_run: str | None = None) -> dict[str, str]:
         """What a stage's process is told besides its files."""
@@ -71,6 +62,15 @@ class Context:
             "MLFLOW_TRACKING_URI": self.settings.tracking_uri,
         }
         return handed | ({"MLFLOW_RUN_ID": mlflow_run} if mlflow_run else {})
+
+    def run_link(self, run_id: str, artifact: str = "") -> str:
+        """Address of a run's page in MLflow, or of one of its artifacts."""
+        page = f"{self.settings.mlflow_url}/#/experiments/{self.tracker.experiment_id()}/runs/{run_id}"
+        return f"{page}/artifacts/{artifact}" if artifact else page
+
+    def release_link(self, version: str) -> str:
+        """Address of a release's page in MLflow's registry."""
+        return f"{self.settings.mlflow_url}/#/models/{self.prompt.name}/versions/{version}"
 
 
 def champion_of(entries: list[Entry]) -> Json:
@@ -81,6 +81,8 @@ def champion_of(entries: list[Entry]) -> Json:
     return champion
 
 
-def read_frame(context: Context, lineage: Lineage, path: str) -> pd.DataFrame:
+def read_frame(context: Context, lineage: Lineage, path: str) -> "pd.DataFrame":
     """A tracked Parquet file, its hash verified."""
+    import pandas as pd
+
     return pd.read_parquet(io.BytesIO(context.workspaces.read(lineage, path)))

@@ -2,18 +2,27 @@
 
 import hashlib
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from retune.config import Prompt
+from retune.errors import IntegrityError
+from retune.ledger import Entry
 from retune.records import Lineage
-from retune.registry import Registry
-from retune.tasks.context import Json
+from retune.tasks.context import Context, Json, read_frame
 from retune.workspace import Workspaces
 
-__all__ = ["ReleaseRecord", "read_release_record", "register"]
+if TYPE_CHECKING:
+    from retune.registry import Registry
+
+__all__ = ["SMOKE_ROWS", "ReleaseRecord", "lineage_of", "read_release_record", "record_of", "register", "smoke_test"]
+
+SMOKE_ROWS = 8
+"""Test rows that a release must answer before, or right after, it becomes the champion."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def read_release_record(workspaces: Workspaces, prompt: Prompt, lineage: Lineage
     )
 
 
-def register(registry: Registry, workspaces: Workspaces, prompt: Prompt, lineage: Lineage, run_id: str, tags: Json) -> str:
+def register(registry: "Registry", workspaces: Workspaces, prompt: Prompt, lineage: Lineage, run_id: str, tags: Json) -> str:
     """Version number of the lineage's release in MLflow's registry; the same one however often it is called.
 
     Raises IntegrityError if the release, or what MLflow made of it, is not whole.
@@ -66,3 +75,64 @@ def register(registry: Registry, workspaces: Workspaces, prompt: Prompt, lineage
         folder = workspaces.fetch(lineage, f"artifacts/{prompt.name}/release", Path(scratch) / "release")
         release = read_release(folder)
         return registry.register(prompt, release.id, folder, run_id, {k: str(v) for k, v in tags.items()})
+
+
+def lineage_of(entries: Iterable[Entry], release: str) -> Lineage | None:
+    """Lineage of a release as the ledger's latest entry on it has it; None if the ledger does not know the release."""
+    for entry in reversed(list(entries)):
+        made = entry.body.get("candidate") if entry.kind != "found" else entry.body["champion"]
+        if made and made["release"] == release and "lineage" in entry.body:
+            return Lineage.from_json(entry.body["lineage"])
+    return None
+
+
+def record_of(context: Context, entries: list[Entry], release: str, version: str) -> Json:
+    """The ledger's `champion` for a release that it knows, champion once or not.
+
+    Raises IntegrityError for one that it does not know.
+    """
+    for entry in reversed(entries):
+        champion = entry.body.get("champion")
+        if champion and champion["release"] == release:
+            return dict(champion)
+    lineage = lineage_of(entries, release)
+    if lineage is None:
+        raise IntegrityError(f"the ledger of {context.prompt.name} does not know release {release[:12]}")
+    metrics = next(e.body["candidate"]["metrics"] for e in reversed(entries) if (e.body.get("candidate") or {}).get("release") == release)
+    return read_release_record(context.workspaces, context.prompt, lineage).champion(version, metrics)
+
+
+def smoke_test(context: Context, entries: list[Entry], release: str, reference: str) -> None:
+    """Loads a registered release as any MLflow user would and has it answer some of the test rows that it was judged on.
+
+    `reference`: `@ALIAS` or `/VERSION`. The answers must be those that the pipeline recorded; the template alone, which was never
+    judged, must only give valid ones. Raises IntegrityError if it does not load or answers otherwise.
+    """
+    import numpy as np
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+
+    lineage = lineage_of(entries, release)
+    if lineage is None:
+        raise IntegrityError(f"the ledger of {context.prompt.name} does not know release {release[:12]}")
+    model, place = f"models:/{context.prompt.name}{reference}", f"artifacts/{context.prompt.name}"
+    test = read_frame(context, lineage, f"{place}/dataset/test.parquet").head(SMOKE_ROWS)
+    try:
+        got = context.registry.predict(reference, test.reset_index(drop=True), context.settings.base_models)
+    except (MlflowException, OSError) as error:
+        raise IntegrityError(f"{model} (release {release[:12]}) does not load: {error}") from error
+    scores = [column for column in got.columns if column.startswith("p_")]
+    if not np.isfinite(got[scores].to_numpy(dtype=float)).all() or got["prediction"].isna().any():
+        raise IntegrityError(f"{model} (release {release[:12]}) answers with missing values or probabilities that are no numbers")
+    if f"evaluate@{context.prompt.name}" not in lineage.lock:
+        return
+    expected = read_frame(context, lineage, f"{place}/predictions.parquet").head(SMOKE_ROWS)
+    if list(got["prediction"]) != list(expected["prediction"]):
+        raise IntegrityError(
+            f"{model} answers {list(got['prediction'])} where the pipeline answered {list(expected['prediction'])}; "
+            "look at the version's requirements, then `retune rollback` if it serves"
+        )
+    try:
+        pd.testing.assert_frame_equal(got[scores], expected[scores].reset_index(drop=True), check_exact=False, atol=1e-4)
+    except AssertionError as error:
+        raise IntegrityError(f"{model} gives other probabilities than the pipeline recorded: {error}") from None

@@ -5,24 +5,27 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 
-from retune.config import Prompt, Splits
-from retune.errors import ConfigError, ConflictError, IntegrityError
+from retune.config import Prompt, Splits, override
+from retune.errors import ConfigError, ConflictError
 from retune.evaluation.metrics import confusion
 from retune.evaluation.plots import confusion_figure, per_class_figure, render, slices_figure
-from retune.evaluation.report import decision_markdown
+from retune.evaluation.report import decision_markdown, release_card, run_note
+from retune.evaluation.roles import CANDIDATE
 from retune.ledger import Entry, standing
-from retune.promotion import Side
+from retune.promotion import Side, with_answer
 from retune.promotion import decide as gate
-from retune.records import Decision, Evaluation, Lineage
+from retune.records import Decision, Evaluation, Lineage, Trigger
+from retune.registry import CHAMPION
 from retune.tasks.context import Context, Json, champion_of, read_frame
-from retune.tasks.release import read_release_record, register
+from retune.tasks.release import read_release_record, register, smoke_test
 from retune.tasks.retrain import evaluate_champion
 
 __all__ = ["decide", "promote"]
 
+REPORT = "decision/decision.md"
+"""Artifact of a DAG run's MLflow run: verdict, metrics, gates and slices to read."""
 ATTEMPTS = 5
 """How often a lost race for the ledger's head is decided again."""
 
@@ -33,77 +36,124 @@ def decide(run: Json, evaluated: list[Json]) -> Json:
     Raises ConflictError if other runs keep changing the champion. Retry: a decision already in the ledger is returned, not doubled.
     """
     context, run_id = Context.of(run), run["mlflow_run_id"]
-    with context.tracker.closing(run_id, done=False):
+    links = {"Report": context.run_link(run_id, REPORT)}
+    with context.tracker.working(run_id):
         for _ in range(ATTEMPTS):
             entries = context.ledger.entries()
             if earlier := _recorded(entries, run):
-                return {"verdict": earlier.body["decision"]["verdict"], "entry": earlier.n}
+                return {"verdict": earlier.body["decision"]["verdict"], "entry": earlier.n, "ask": False, "links": links}
             judged = _judge(context, run, evaluated, entries)
-            _show(context, run, judged)
+            summary = _show(context, run, judged)
             if judged["decision"]["verdict"] == "PROMOTE":
-                return {"verdict": "PROMOTE", "judged": judged}
+                return {"verdict": "PROMOTE", "judged": judged, "ask": run["approval"], "summary": summary, "links": links}
             try:
                 entry = _append(context, run, judged, entries[-1])
             except ConflictError as lost:
                 print(f"{lost}; deciding again")
                 continue
             context.tracker.close(run_id)
-            return {"verdict": judged["decision"]["verdict"], "entry": entry.n}
+            return {"verdict": judged["decision"]["verdict"], "entry": entry.n, "ask": False, "links": links}
     raise ConflictError(f"the ledger of {context.prompt.name} changed {ATTEMPTS} times while this run decided; run it again")
 
 
-def promote(run: Json, evaluated: list[Json], decided: Json) -> Json:
+def promote(run: Json, evaluated: list[Json], decided: Json, answer: Json | None = None) -> Json:
     """Registers the candidate, appends to the ledger, points the aliases at it, reads all of it back and predicts with it.
 
-    If another run has changed the champion meanwhile, the gate decides anew, and may hold. Raises IntegrityError if something does not
-    read back. Retry: creates nothing twice.
+    `answer`: what the person said, where the run asked one; anything but an approval is entered as a HOLD. If another run has changed the
+    champion meanwhile, the gate decides anew, and may hold; what a person approved is held then. Raises IntegrityError if something does
+    not read back. Retry: creates nothing twice.
     """
     context, run_id = Context.of(run), run["mlflow_run_id"]
     candidate = _candidate(evaluated)
     lineage = Lineage.from_json(candidate["lineage"])
-    with context.tracker.closing(run_id):
+    with context.tracker.working(run_id, done=True):
         if context.settings.require_clean and lineage.dirty:
             raise ConfigError(
                 "the release was tuned from a checkout with uncommitted changes; commit them and retrain, or unset RETUNE_REQUIRE_CLEAN"
             )
-        tags = {
-            "retune.dag_run_id": run["trigger"]["dag_run_id"],
-            "retune.dataset_revision": lineage.revision,
-            "retune.commit": lineage.commit,
-        }
-        prompt = Prompt.model_validate(_release_prompt(context, lineage))
-        version = register(context.registry, context.workspaces, prompt, lineage, candidate["mlflow_run_id"], tags)
-        judged = decided.get("judged")
+        judged = decided["judged"]
+        if decided["ask"]:
+            judged = _answered(context, run, judged, *_verdict_of(answer, context.prompt))
         for _ in range(ATTEMPTS):
             entries = context.ledger.entries()
-            entry = _recorded(entries, run)
-            if entry is None:
-                if judged is None or champion_of(entries)["release"] != judged["champion_before"]["release"]:
-                    print("the champion changed while this run evaluated: deciding again")
+            if entry := _recorded(entries, run):
+                break
+            champion = champion_of(entries)
+            if champion["release"] != judged["champion_before"]["release"]:
+                print("the champion changed while this run evaluated: deciding again")
+                if decided["ask"]:
+                    changed = f"The champion is version {champion['version']} by now, which is not what was asked about; run again."
+                    judged = _answered(context, run, judged, False, changed)
+                else:
                     judged = _judge(context, run, evaluated, entries)
                     _show(context, run, judged)
-                judged["candidate"]["version"] = version
-                try:
-                    entry = _append(context, run, judged, entries[-1])
-                except ConflictError as lost:
-                    print(f"{lost}; reading again")
-                    continue
+            if judged["decision"]["verdict"] == "PROMOTE":
+                judged["candidate"]["version"] = _register(context, run, judged, candidate)
+            try:
+                entry = _append(context, run, judged, entries[-1])
+            except ConflictError as lost:
+                print(f"{lost}; reading again")
+                continue
             break
         else:
             raise ConflictError(f"the ledger of {context.prompt.name} changed {ATTEMPTS} times while this run promoted; run it again")
+        context.tracker.tags(run_id, {"retune.ledger_entry": str(entry.n)})
+        verdict, version = entry.body["decision"]["verdict"], entry.body["candidate"]["version"]
+        result = {"verdict": verdict, "entry": entry.n, "reason": entry.reason, "links": {"Report": context.run_link(run_id, REPORT)}}
+        if verdict != "PROMOTE":
+            return result
         entries = context.ledger.entries()
         champion, previous = champion_of(entries), standing(entries).previous
         context.registry.project(champion["version"], previous["version"] if previous else None)
-        if entry.kind == "promote" and champion["release"] == candidate["release"]:
-            _smoke_test(context, lineage)
-        context.tracker.tags(run_id, {"retune.version": version, "retune.ledger_entry": str(entry.n)})
-    return {"verdict": entry.body["decision"]["verdict"], "entry": entry.n, "version": version, "release": candidate["release"]}
+        if champion["release"] == candidate["release"]:
+            smoke_test(context, entries, candidate["release"], f"@{CHAMPION}")
+        context.tracker.tags(run_id, {"retune.version": version})
+    result["links"]["Release"] = context.release_link(version)
+    return {**result, "version": version, "release": candidate["release"]}
+
+
+def _verdict_of(answer: Json | None, prompt: Prompt) -> tuple[bool, str]:
+    """Whether a person approved, and the sentence for the ledger."""
+    if answer is None or answer["by"] is None:
+        return False, f"Nobody approved the promotion within {prompt.promote.approval_hours:g} h."
+    said = f": {answer['comment']}" if answer["comment"] else "."
+    if answer["chosen"] != "Approve":
+        return False, f"{answer['by']} did not approve the promotion{said}"
+    return True, f"Approved by {answer['by']}{said}"
+
+
+def _answered(context: Context, run: Json, judged: Json, approved: bool, reason: str) -> Json:
+    """The decision with the person's answer in it, also where MLflow shows it."""
+    answered = {**judged, "decision": with_answer(Decision.from_json(judged["decision"]), approved, reason).to_json()}
+    _show(context, run, answered)
+    return answered
+
+
+def _register(context: Context, run: Json, judged: Json, candidate: Json) -> str:
+    """Version of the candidate in MLflow's registry, with its metrics, lineage and card on its page."""
+    lineage = Lineage.from_json(candidate["lineage"])
+    tags = {
+        "retune.dag_run_id": run["trigger"]["dag_run_id"],
+        "retune.airflow_url": run["trigger"]["url"],
+        "retune.dataset_revision": lineage.revision,
+        "retune.commit": lineage.commit,
+        "retune.dirty": str(lineage.dirty).lower(),
+        "retune.base_model": context.prompt.base_model.hub or context.prompt.base_model.path or "",
+    }
+    prompt = Prompt.model_validate(_release_prompt(context, lineage))
+    version = register(context.registry, context.workspaces, prompt, lineage, candidate["mlflow_run_id"], tags)
+    metrics = {name: value for name, value in candidate["evaluation"]["metrics"].items() if math.isfinite(value)}
+    evaluations = {role: Evaluation.from_json(e) for role, e in judged["evaluations"].items()}
+    card = release_card(Decision.from_json(judged["decision"]), evaluations, context.prompt, lineage, Trigger.from_json(run["trigger"]))
+    context.tracker.metrics(candidate["mlflow_run_id"], metrics, context.registry.describe(version, card))
+    return version
 
 
 def _recorded(entries: list[Entry], run: Json) -> Entry | None:
-    """This DAG run's own entry, from an earlier try."""
+    """This DAG run's own decision on these inputs, from an earlier try."""
     mine = run["trigger"]["dag_run_id"]
-    return next((e for e in reversed(entries) if e.kind != "found" and e.body.get("dag_run_id") == mine), None)
+    same = (e for e in reversed(entries) if e.body.get("dag_run_id") == mine and e.body.get("fingerprint") == run["fingerprint"])
+    return next(same, None)
 
 
 def _candidate(evaluated: list[Json]) -> Json:
@@ -190,25 +240,30 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _show(context: Context, run: Json, judged: Json) -> None:
-    """The evidence in MLflow: verdict, metrics by role, plots, predictions."""
+def _show(context: Context, run: Json, judged: Json) -> str:
+    """The evidence in MLflow: verdict, metrics by role, plots, predictions. Returns the report."""
     run_id, prompt = run["mlflow_run_id"], context.prompt
     decision = Decision.from_json(judged["decision"])
     evaluations = {role: Evaluation.from_json(e) for role, e in judged["evaluations"].items()}
     context.tracker.tags(
-        run_id, {"retune.verdict": decision.verdict, "retune.reasons": decision.reasons, "mlflow.note.content": "\n".join(decision.reasons)}
+        run_id,
+        {
+            "retune.verdict": decision.verdict,
+            "retune.reasons": decision.reasons,
+            "mlflow.note.content": run_note(decision, Trigger.from_json(run["trigger"])),
+        },
     )
-    for role, evaluation in evaluations.items():
-        prefix = "" if role == "candidate" else f"{role}_"
-        context.tracker.metrics(run_id, {f"{prefix}{name}": value for name, value in evaluation.metrics.items() if value == value})
-    if decision.comparison:
-        context.tracker.metrics(
-            run_id, {name: decision.comparison[name] for name in ("gain", "low", "high") if decision.comparison[name] is not None}
-        )
-    context.tracker.params(run_id, {"candidate_trial": judged["candidate"]["trial"]["name"]})
+    figures = {
+        f"{'' if role == CANDIDATE else f'{role}_'}{name}": value for role, e in evaluations.items() for name, value in e.metrics.items()
+    }
+    figures |= {name: decision.comparison[name] for name in ("gain", "low", "high")} if decision.comparison else {}
+    context.tracker.metrics(run_id, {name: value for name, value in figures.items() if math.isfinite(value)})
+    trial = judged["candidate"]["trial"]
+    tuned = override(prompt, trial["overrides"]).tune.model_dump(mode="json")
+    context.tracker.params(run_id, {"candidate_trial": trial["name"], "tune": tuned, "rows": run["rows"]})
     markdown = decision_markdown(decision, evaluations, prompt)
     print(markdown)
-    context.tracker.text(run_id, markdown, "decision/decision.md")
+    context.tracker.text(run_id, markdown, REPORT)
     context.tracker.json(run_id, decision.to_json(), "decision/decision.json")
     predictions = read_frame(context, Lineage.from_json(judged["lineage"]), f"artifacts/{prompt.name}/predictions.parquet")
     context.tracker.table(run_id, predictions, "predictions.json")
@@ -216,29 +271,15 @@ def _show(context: Context, run: Json, judged: Json) -> None:
         path = Path(scratch) / "predictions.parquet"
         predictions.to_parquet(path, index=False)
         context.tracker.file(run_id, path)
-        figures = {}
+        plots = {}
         if prompt.labels:
             labels = list(prompt.labels)
             matrix = confusion(predictions, labels)
-            figures["confusion_matrix"] = confusion_figure(matrix, labels, f"{prompt.name}: candidate on the test split")
-            figures["classes"] = per_class_figure(evaluations)
+            plots["confusion_matrix"] = confusion_figure(matrix, labels, f"{prompt.name}: candidate on the test split")
+            plots["classes"] = per_class_figure(evaluations)
         if prompt.slices:
             least = prompt.promote.min_slice_rows
-            figures["slices"] = slices_figure(evaluations["champion"], evaluations["candidate"], prompt.promote.metric, least)
-        for name, figure in figures.items():
+            plots["slices"] = slices_figure(evaluations["champion"], evaluations["candidate"], prompt.promote.metric, least)
+        for name, figure in plots.items():
             context.tracker.figure(run_id, render(figure), f"decision/{name}.png", Path(scratch))
-
-
-def _smoke_test(context: Context, lineage: Lineage) -> None:
-    """Predicts some test rows with `models:/<prompt>@champion` and compares with the pipeline's own predictions."""
-    place = f"artifacts/{context.prompt.name}"
-    test = read_frame(context, lineage, f"{place}/dataset/test.parquet").head(8)
-    expected = read_frame(context, lineage, f"{place}/predictions.parquet").head(8)
-    got = context.registry.predict("champion", test[list(context.prompt.inputs)].reset_index(drop=True), context.settings.base_models)
-    if list(got["prediction"]) != list(expected["prediction"]):
-        raise IntegrityError(
-            f"models:/{context.prompt.name}@champion answers {list(got['prediction'])} where the pipeline answered "
-            f"{list(expected['prediction'])}; look at the version's requirements, then `retune rollback` if it serves"
-        )
-    scores = [column for column in expected.columns if column.startswith("p_")]
-    pd.testing.assert_frame_equal(got[scores].reset_index(drop=True), expected[scores], check_exact=False, atol=1e-4)
+    return markdown
