@@ -29,7 +29,7 @@ def retrain(name: str):
         schedule=schedule_of(PROMPTS[name]),
         catchup=False,
         max_active_runs=1,
-        default_args=DEFAULT_ARGS,
+        default_args={**DEFAULT_ARGS, "owner": PROMPTS[name].owner or "retune"},
         dagrun_timeout=timedelta(hours=24 + policy.approval_hours),
         params=retrain_form(PROMPTS[name]),
         tags=["retune", name],
@@ -102,7 +102,6 @@ def retrain(name: str):
         approve = ApprovePromotion(
             task_id="approve",
             subject=f"Promote a new release of {name}?",
-            body="{{ ti.xcom_pull(task_ids='decide')['summary'] }}",
             response_timeout=timedelta(hours=policy.approval_hours),
         )
         decided >> approve

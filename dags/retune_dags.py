@@ -18,6 +18,7 @@ from retune.settings import Settings
 PROMPTS = load_prompts(Settings.load().prompts)
 
 DEFAULT_ARGS: dict[str, Any] = {
+    "owner": "retune",
     "retries": 2,
     "retry_delay": timedelta(seconds=20),
     "retry_policy": ExceptionRetryPolicy(

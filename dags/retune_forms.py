@@ -18,27 +18,24 @@ def retrain_form(prompt: Prompt) -> dict[str, Param]:
     """Field name -> Param. A tuning field that is left empty keeps the prompt file's value."""
     asked = f" (the prompt file asks in any case; {prompt.promote.approval_hours:g} h to answer)" if prompt.promote.approval else ""
     return {
-        "reason": Param("", type=["null", "string"], title="Reason", description="Why; kept in MLflow and the ledger", section="This run"),
+        "reason": Param("", type=["null", "string"], title="Reason", description="Why; kept in MLflow and the ledger"),
         "force": Param(
             False,
             type="boolean",
             title="Force",
             description="Go through even if the same inputs were decided before",
-            section="This run",
         ),
         "approval": Param(
             prompt.promote.approval,
             type="boolean",
             title="Ask before promotion",
             description=f"A person approves under Required Actions, or the champion stays{asked}",
-            section="This run",
         ),
         "patch": Param(
             False,
             type="boolean",
             title="Write a git patch",
             description="data.dvc and dvc.lock of this run as an MLflow artifact that `git apply` takes; nothing is committed",
-            section="This run",
         ),
         **{f"{PREFIX}{name}": _field(name, schema, prompt) for name, schema in Tune.model_json_schema()["properties"].items()},
         "trials": Param(
@@ -65,8 +62,8 @@ def _field(name: str, schema: Mapping[str, Any], prompt: Prompt) -> Param:
     kinds = schema.get("anyOf", [schema])
     types = list(dict.fromkeys([*(kind["type"] for kind in kinds), "null"]))
     limits = {key: value for kind in kinds for key, value in kind.items() if key in BOUNDS}
-    allowed = ", ".join(f"{BOUNDS[key]} {value:g}" for key, value in limits.items())
-    choices = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+    allowed = ", ".join(f"{sign} {limits[key]:g}" for key, sign in BOUNDS.items() if key in limits)
+    choices = {"enum": [*schema["enum"], None], "values_display": {"null": "as in the prompt file"}} if "enum" in schema else {}
     what = str(schema.get("description", "")).replace("`", "")
     now = getattr(prompt.tune, name)
     return Param(

@@ -99,8 +99,10 @@ class ApprovePromotion(ApprovalOperator):
         super().__init__(defaults=self.REJECT, **{**arguments, "params": {"comment": COMMENT}})
 
     def execute(self, context: Context) -> Any:
-        if not context["ti"].xcom_pull(task_ids="decide")["ask"]:
-            raise AirflowSkipException("no approval is needed")
+        decided = context["ti"].xcom_pull(task_ids="decide")
+        if not decided["ask"]:
+            raise AirflowSkipException("nothing to approve, or nobody to be asked")
+        self.body = decided["summary"]
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from loops import loop
 
 from retune.ledger import Ledger
-from retune.records import Trigger
 from retune.store import open_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
@@ -51,23 +51,14 @@ def prompt_file(project: Path, name: str, labels: list[str], source: dict[str, o
     (project / f"prompts/{name}.yaml").write_text(yaml.safe_dump(prompt), "utf-8")
 
 
-def loop(name: str) -> dict[str, object]:
+def whole_loop(name: str) -> dict[str, object]:
     """Ingest to decision, and promotion if the gate says so; returns the ledger's last entry."""
-    from retune.tasks import retrain, verdict
     from retune.tasks.ingest import ingest
-    from retune.tasks.resolve import resolve
 
     assert ingest(name, f"ingest {name}", "test") is not None
     assert ingest(name, f"ingest {name} again", "test") is None
-    run = resolve(name, Trigger("test", f"run {name}", "manual", "test", "real text").to_json())
-    assert run is not None
-    run = retrain.preprocess(run)
-    tuned = [retrain.tune(run, trial) for trial in retrain.plan(run)]
-    evaluated = [retrain.evaluate(run, contender) for contender in retrain.select(run, tuned)]
-    decided = verdict.decide(run, evaluated)
-    if decided["verdict"] == "PROMOTE":
-        verdict.promote(run, evaluated, decided)
-    assert resolve(name, Trigger("test", f"again {name}", "scheduled", "test", "").to_json()) is None, "decided before"
+    assert loop(name, f"run {name}") is not None
+    assert loop(name, f"again {name}", run_type="scheduled") is None, "decided before"
     store = open_store(str(Path(os.environ["RETUNE_PROJECT"]) / ".retune/store"))
     dataset = Ledger(store, "dataset").head()
     assert dataset is not None
@@ -88,7 +79,7 @@ def test_jsonl(project: Path) -> None:
     folder.mkdir(parents=True)
     pd.DataFrame(landed, columns=["text", "domain"]).to_json(folder / "requests.jsonl", orient="records", lines=True, force_ascii=False)
     prompt_file(project, "clinc_jsonl", sorted({domain for _, domain in landed}), {})
-    outcome = loop("clinc_jsonl")
+    outcome = whole_loop("clinc_jsonl")
     record = outcome["record"]
     distinct = len({(" ".join(text.split()), domain) for text, domain in landed})
     assert (record["rows"], record["kept"], record["quarantined"]) == (len(landed), distinct, {})  # type: ignore[index]
@@ -113,7 +104,7 @@ def test_headerless_oddly_quoted_tsv(project: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "export.tsv").write_text("\n".join(lines) + "\n", "utf-8")
     prompt_file(project, "clinc_tsv", sorted({d for _, d in landed}), {"columns": {"domain": 0, "text": 1}, "header": False})
-    outcome = loop("clinc_tsv")
+    outcome = whole_loop("clinc_tsv")
     record = outcome["record"]
     assert record["rows"] == len(landed) + 2  # type: ignore[index]
     assert record["quarantined"] == {"malformed": 1, "unknown_label": 1}  # type: ignore[index]
