@@ -68,7 +68,7 @@ class Registry:
                 raise
         version = self.client.create_model_version(
             self.prompt,
-            source=logged.artifact_location,
+            source=f"models:/{model.model_id}",
             run_id=run_id,
             model_id=model.model_id,
             tags={**tags, RELEASE: release},
@@ -109,10 +109,11 @@ class Registry:
                 signature=ModelSignature(inputs=Schema(columns), outputs=Schema(predictions)),
             )
 
-    def describe(self, version: str, card: str) -> str | None:
+    def describe(self, version: str, card: str) -> str:
         """Puts a Markdown card on a version's page; returns the id of its logged model, by which metrics find it."""
-        found = self.client.update_model_version(self.prompt, version, description=card)
-        return found.model_id or None
+        self.client.update_model_version(self.prompt, version, description=card)
+        source = self.client.get_model_version(self.prompt, version).source
+        return str(source).removeprefix("models:/")
 
     def alias(self, name: str) -> ModelVersion | None:
         try:

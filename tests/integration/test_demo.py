@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from checkouts import Demonstrated, environment_of, run
 
 from retune.config import load_prompt
 from retune.ledger import Entry, Ledger, standing
@@ -19,15 +20,6 @@ from retune.store import open_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 PROMPT = "ticket_priority"
-
-
-def run(project: Path, *command: str, timeout: float = 900, check: bool = True, **extra: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=project, env={**os.environ, **extra}, capture_output=True, text=True, timeout=timeout
-    )
-    if check:
-        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    return done
 
 
 def processes_of(project: Path) -> list[str]:
@@ -43,24 +35,24 @@ def processes_of(project: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def demo(project: Path) -> subprocess.CompletedProcess[str]:
-    """The demo, run once from nothing. A fixture, so that each test below says one thing about it."""
-    return run(project, "retune.local.demo")
+def project(demonstrated: Demonstrated) -> Iterator[Path]:
+    with environment_of(demonstrated.project):
+        yield demonstrated.project
 
 
 @pytest.fixture(scope="module")
-def report(project: Path, demo: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def report(project: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((project / ".retune/demo.json").read_text("utf-8"))
     return loaded
 
 
 @pytest.fixture(scope="module")
-def entries(project: Path, demo: subprocess.CompletedProcess[str]) -> list[Entry]:
+def entries(project: Path) -> list[Entry]:
     return Ledger(open_store(str(project / ".retune/store")), PROMPT).entries()
 
 
 @pytest.fixture(scope="module")
-def stack(project: Path, demo: subprocess.CompletedProcess[str]) -> Iterator[dict[str, Any]]:
+def stack(project: Path) -> Iterator[dict[str, Any]]:
     """Airflow and MLflow, up on what the demo left."""
     run(project, "retune.cli", "up")
     yield json.loads((project / ".retune/stack.json").read_text("utf-8"))

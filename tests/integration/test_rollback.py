@@ -53,7 +53,7 @@ def versions(registry: Registry) -> int:
 def test_a_promoted_version_shows_its_metrics_lineage_and_card(registry: Registry) -> None:
     version = registry.client.get_model_version(NAME, "2")
     metrics = entries()[-1].body["candidate"]["metrics"]
-    logged = registry.client.get_logged_model(version.model_id)
+    logged = registry.client.get_logged_model(version.source.removeprefix("models:/"))
     assert {m.key: m.value for m in logged.metrics} == pytest.approx(metrics)
     assert version.tags["retune.dataset_revision"] == "0"
     assert version.tags["retune.airflow_url"] == "http://airflow.test/runs/first"

@@ -4,7 +4,6 @@ Finding that costs little: the store is read, and nothing heavier than it is imp
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import yaml
@@ -112,14 +111,13 @@ def _open_run(context: Context, trigger: Trigger, lineage: Lineage, mark: str) -
 
     Runs that an earlier DAG run of this prompt left open are closed: only one at a time is active.
     """
-    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     changed = ", ".join(f"{key.removeprefix('tune.')}={value}" for key, value in lineage.overrides.items())
     key = f"{trigger.dag_run_id}/{mark}"
     for orphan in context.tracker.close_orphans(key):
         print(f"MLflow run {orphan} was left open by a run that was killed: closed")
     return context.tracker.open(
         key,
-        f"revision {lineage.revision} · {changed or trigger.run_type} · {started}",
+        f"{changed or trigger.run_type} · revision {lineage.revision}",
         {
             "retune.dag_run_id": trigger.dag_run_id,
             "retune.dag_id": trigger.dag_id,
