@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from loop import nothing_new
 from peft import PromptTuningConfig, TaskType, get_peft_model
 from rich.console import Console
 from rich.table import Table
@@ -108,7 +109,7 @@ def restored_stage() -> dict[str, Any]:
 
 
 def main() -> None:
-    rows = [step_against_peft(), restored_stage()]
+    rows = [step_against_peft(), restored_stage(), *nothing_new()]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     (ROOT / "benchmarks/results.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", "utf-8")
     table = Table("figure", "case", "median", "least", "most", title=machine)
