@@ -13,6 +13,7 @@ from retune.ledger import Entry, Ledger, standing
 from retune.registry import BARRED, PROJECTED, Registry
 from retune.settings import Settings
 from retune.store import open_store
+from retune.tasks import retrain
 from retune.tasks.ingest import ingest
 from retune.tasks.resolve import resolve
 from retune.tasks.rollback import choices, chosen, rollback, unbar
@@ -59,6 +60,29 @@ def test_a_promoted_version_shows_its_metrics_lineage_and_card(registry: Registr
     assert version.tags["retune.airflow_url"] == "http://airflow.test/runs/first"
     for part in ("macro_f1", "Dataset revision 0", "[DAG run first](http://airflow.test/runs/first)", version.tags["retune.release"]):
         assert part in version.description
+
+
+def test_the_states_of_mlflow_runs_follow_the_tasks(registry: Registry) -> None:
+    """A failed trial fails its run, a retry opens both again, and what a killed run leaves open the next one closes."""
+    client = registry.client
+    run: Any = resolve(NAME, trigger("diverges"), {"tune.learning_rate": 1e12})
+    run = retrain.preprocess(run)
+    parent = run["mlflow_run_id"]
+    (trial,) = retrain.plan(run)
+    with pytest.raises(BadInputError):
+        retrain.tune(run, trial)
+    (child,) = client.search_runs([client.get_run(parent).info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert [client.get_run(r).info.status for r in (parent, child.info.run_id)] == ["FAILED", "FAILED"]
+    assert client.get_run(parent).info.run_name == "learning_rate=1000000000000.0 · revision 0"
+    retrain.tune(run, {**trial, "overrides": {"tune.learning_rate": 0.03}})
+    assert [client.get_run(r).info.status for r in (parent, child.info.run_id)] == ["RUNNING", "FINISHED"]
+    restored = client.get_run(child.info.run_id).data
+    computed = entries()[-1].body["mlflow_run_id"]
+    assert restored.tags["retune.restored"] == "true"
+    assert client.get_run(restored.tags["retune.restored_from"]).data.tags["mlflow.parentRunId"] == computed
+    assert restored.metrics.keys() >= {"best_validation_loss", "best_step", "validation_loss", "train_loss"}
+    again: Any = resolve(NAME, trigger("after the kill"), force=True)
+    assert [client.get_run(r).info.status for r in (parent, again["mlflow_run_id"])] == ["KILLED", "RUNNING"]
 
 
 def test_a_rollback_makes_the_earlier_release_the_champion_and_bars_the_one_it_left(registry: Registry) -> None:
@@ -176,7 +200,7 @@ def test_an_alias_that_a_killed_task_left_behind_follows_the_ledger(registry: Re
     registry.client.set_registered_model_alias(NAME, "champion", "1")  # as the killed task found it
     registry.client.set_registered_model_tag(NAME, PROJECTED, "1")
     before = entries()
-    run: Any = resolve(NAME, trigger("after the kill"), force=True)
+    run: Any = resolve(NAME, trigger("after the killed promotion"), force=True)
     assert entries() == before
     assert run["champion"]["version"] == "2"
     assert aliases(registry)["champion"] == "2"

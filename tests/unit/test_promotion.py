@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from retune import promotion
 from retune.config import Policy, Prompt, Splits, canonical_json
 from retune.evaluation.metrics import evaluate
-from retune.promotion import Side, decide
+from retune.promotion import Side, decide, with_answer
 
 LABELS = ["low", "medium", "high"]
 PROMPT = Prompt.model_validate(
@@ -253,6 +253,17 @@ def test_a_rolled_back_release_and_the_champion_itself_are_held(candidate, champ
     assert decision.reasons[0] == "The release aaaaaaaaaaaa was rolled back; unbar it to allow it again."
     decision = judge(candidate, champion, same_release=True)
     assert (decision.verdict, failed(decision)) == ("HOLD", ["different_release"])
+
+
+@pytest.mark.parametrize(("approved", "verdict"), [(True, "PROMOTE"), (False, "HOLD")])
+def test_a_persons_answer_is_a_gate_of_its_own(candidate, champion, approved, verdict):
+    before = judge(candidate, champion)
+    after = with_answer(before, approved, "said anna")
+    assert (before.verdict, after.verdict) == ("PROMOTE", verdict)
+    assert after.gates[:-1] == before.gates
+    assert (after.gates[-1]["name"], after.gates[-1]["passed"], after.gates[-1]["reason"]) == ("approval", approved, "said anna")
+    assert sorted(after.reasons) == sorted([*before.reasons, "said anna"])
+    assert approved or after.reasons[0] == "said anna", "what held it comes first"
 
 
 def test_every_gate_is_listed_and_rejections_come_first(candidate, champion):
