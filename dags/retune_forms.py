@@ -1,5 +1,6 @@
 """The trigger form of `retrain_<prompt>`: one field per tuning setting, made from the prompt file's own schema. No DAG."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ def retrain_form(prompt: Prompt) -> dict[str, Param]:
             items={"type": "object"},
             title="Trials",
             description='One tuning run each, such as [{}, {"tune.learning_rate": 0.01}]; '
-            f"empty: {list(prompt.trials)}, as in the prompt file",
+            f"empty: {json.dumps(list(prompt.trials))}, as in the prompt file",
             section="More",
         ),
         "overrides": Param(

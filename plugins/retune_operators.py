@@ -126,6 +126,7 @@ class ChooseRelease(HITLOperator):
         return answer_of(event, super().execute_complete(context, event))
 
     def _read_choices(self, context: Context) -> None:
-        from retune.tasks.rollback import choices
+        from retune.tasks.rollback import choices, choices_markdown
 
-        self.options = list(choices(context["params"]["prompt"]))
+        found = choices(context["params"]["prompt"])
+        self.options, self.body = list(found), choices_markdown(found)

@@ -16,7 +16,7 @@ from retune.store import open_store
 from retune.tasks import retrain
 from retune.tasks.ingest import ingest
 from retune.tasks.resolve import resolve
-from retune.tasks.rollback import choices, chosen, rollback, unbar
+from retune.tasks.rollback import choices, choices_markdown, chosen, rollback, unbar
 
 pytestmark = pytest.mark.integration
 NAME = "ticket_priority"
@@ -162,7 +162,8 @@ def test_unbarred_it_may_be_promoted_again_if_a_person_approves(registry: Regist
 def test_the_choices_of_the_form_are_the_ledgers(registry: Registry) -> None:
     (choice,) = choices(NAME)
     template = entries()[0].body["champion"]["release"]
-    assert choice.startswith(f"version 1 · {template[:12]} · the template alone")
+    assert choice == f"version 1 · {template[:12]}"
+    assert f"| {choice} | the template alone | " in choices_markdown(choices(NAME))
     assert chosen(NAME, choice) == template
     with pytest.raises(BadInputError, match="not a release that ticket_priority can go back to any more"):
         chosen(NAME, "version 9")

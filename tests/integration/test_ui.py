@@ -1,6 +1,6 @@
 """What Retune's users do in their browser, in headless Chromium on the stack that `make demo` leaves. The tests run in order.
 
-Screenshots are written to RETUNE_SCREENSHOTS, or to pytest's temporary folder.
+Screenshots are written to the folder RETUNE_SCREENSHOTS, or to pytest's temporary folder.
 """
 
 import json
@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 PROMPT = "ticket_priority"
 DAG = f"retrain_{PROMPT}"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-TASK_WITHIN = 300_000
+SCREENSHOTS = os.environ.get("RETUNE_SCREENSHOTS")
+TASK_WITHIN = 900_000
 """Milliseconds in which a waiting page must show the end of a task, or of a run."""
 
 
@@ -77,7 +78,7 @@ def page(stack: dict[str, Any], password: str) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def shoot(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
-    folder = Path(os.environ.get("RETUNE_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder = Path(SCREENSHOTS) if SCREENSHOTS else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
 
     def take(name: str) -> None:
@@ -137,7 +138,8 @@ def test_rolling_back_by_form_offers_the_ledgers_releases(
     url = submit(page, form)
     expect(page.get_by_text("Awaiting Input")).to_be_visible(timeout=TASK_WITHIN)
     page.goto(f"{url}/tasks/choose/required_actions")
-    expect(page.get_by_role("button", name=re.compile("version 1 .* the template alone"))).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile("version 1 "))).to_be_visible()
+    expect(page.get_by_text("the template alone")).to_be_visible()
     target = page.get_by_role("button", name=re.compile("version 2 "))
     shoot("02-rollback-choices")
     page.locator("[name='element_comment']").fill("the one before")

@@ -1,6 +1,6 @@
 """Rollback, its bar, and the lifting of the bar. Nothing is trained: an earlier release becomes the champion again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from retune.config import load_prompt
@@ -10,7 +10,7 @@ from retune.records import Trigger
 from retune.settings import Settings
 from retune.tasks.context import Context, Json, champion_of
 
-__all__ = ["choices", "chosen", "rollback", "unbar"]
+__all__ = ["choices", "choices_markdown", "chosen", "rollback", "unbar"]
 
 FALLBACK = "previous"
 """Stands for the latest former champion that is not barred."""
@@ -18,8 +18,8 @@ ATTEMPTS = 5
 """How often a lost race for the ledger's head is run again, as long as the champion stays the same."""
 
 
-def choices(name: str) -> dict[str, str]:
-    """What a rollback of a prompt can go to, the one it goes to by itself first: text for a person -> release id.
+def choices(name: str) -> dict[str, Json]:
+    """What a rollback of a prompt can go to, the one it goes to by itself first: short text for a button -> the ledger's record of it.
 
     Raises BadInputError if there is nothing to go back to.
     """
@@ -28,9 +28,19 @@ def choices(name: str) -> dict[str, str]:
     if now.champion is None or now.fallback is None:
         raise BadInputError(f"{name} has no earlier release to go back to; see `retune releases {name}`")
     current, first = now.champion["release"], now.fallback["release"]
-    former = {c["release"]: (c, e.at) for e in entries if (c := e.body.get("champion"))}
-    listed = sorted(former.keys() - now.barred - {current}, key=lambda r: (r == first, former[r][1]), reverse=True)
-    return {_shown(*former[release]): release for release in listed}
+    former = {c["release"]: {**c, "at": e.at} for e in entries if (c := e.body.get("champion"))}
+    listed = sorted(former.keys() - now.barred - {current}, key=lambda r: (r == first, former[r]["at"]), reverse=True)
+    return {f"version {former[r]['version']} · {r[:12]}": former[r] for r in listed}
+
+
+def choices_markdown(found: Mapping[str, Json]) -> str:
+    """The choices as a table: metrics at their promotion, and when the ledger last named each."""
+    rows = []
+    for choice, record in found.items():
+        figures = ", ".join(f"{metric} {value:.3f}" for metric, value in (record.get("metrics") or {}).items())
+        last = f"{datetime.fromisoformat(record['at']):%Y-%m-%d %H:%M}"
+        rows.append(f"| {choice} | {figures or 'the template alone'} | {last} |")
+    return "\n".join(["| release | on its own test rows | last champion in the ledger, UTC |", "| --- | --- | --- |", *rows])
 
 
 def chosen(name: str, choice: str) -> str:
@@ -38,7 +48,7 @@ def chosen(name: str, choice: str) -> str:
     found = choices(name)
     if choice not in found:
         raise BadInputError(f"{choice!r} is not a release that {name} can go back to any more; choose among {', '.join(found)}")
-    return found[choice]
+    return str(found[choice]["release"])
 
 
 def rollback(name: str, target: str | None, trigger: Json, answer: Json | None = None, log: Callable[[str], None] = print) -> Json:
@@ -153,9 +163,3 @@ def _load(name: str) -> Context:
     if context.ledger.head() is None:
         raise BadInputError(f"{name} has no ledger yet: nothing was released; land data, then `retune run {name} --ingest`")
     return context
-
-
-def _shown(champion: Json, at: str) -> str:
-    figures = ", ".join(f"{metric} {value:.3f}" for metric, value in list((champion.get("metrics") or {}).items())[:2])
-    since = f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M}"
-    return f"version {champion['version']} · {champion['release'][:12]} · {figures or 'the template alone'} · last in the ledger {since}"
