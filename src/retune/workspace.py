@@ -5,6 +5,7 @@ executed, pushed and read back before, so it is restored without starting DVC. W
 folder, in a guarded process group, is pushed, read back, and only then enters the index.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from retune.config import Prompt, sha256_json
+from retune.config import Prompt, load_prompt, resolved_yaml, sha256_json
 from retune.errors import BadInputError, ConfigError, IntegrityError, StageError
 from retune.guard import run_guarded
 from retune.records import Lineage
@@ -167,6 +168,7 @@ class Workspaces:
         Retry: safe at any point; a finished stage is restored.
         """
         start = time.monotonic()
+        lineage = self._resolve(prompt, lineage)
         name = f"{stage}@{prompt.name}"
         key = self._key(stage, prompt, lineage)
         index = f"sections/{prompt.name}/{stage}/{key}.json"
@@ -254,6 +256,32 @@ class Workspaces:
         outputs = [definition.get(kind, []) for kind in ("outs", "metrics", "plots")]
         return sha256_json({"cmd": definition["cmd"], "deps": dependencies, "params": parameters, "outs": outputs})
 
+    def _resolve(self, prompt: Prompt, lineage: Lineage) -> Lineage:
+        """The lineage with the section that stage resolve would leave by hand, its files in the store: DVC need not run for it.
+
+        The prompt file is the project's where that says the same, else (a run's overrides) the resolved file itself.
+        """
+        definition = self._stage("resolve", prompt.name)
+        place = self.settings.prompts / f"{prompt.name}.yaml"
+        resolved = resolved_yaml(prompt).encode()
+        written = resolved
+        with contextlib.suppress(ConfigError):  # edited meanwhile, and wrong for now
+            written = place.read_bytes() if load_prompt(place) == prompt else resolved
+        deps = {path: self.settings.project / path for path in definition["deps"]}
+        contents = {path: written if path.startswith("prompts/") else file.read_bytes() for path, file in deps.items()}
+        section = {
+            "cmd": definition["cmd"],
+            "deps": [_entry(path, content) for path, content in contents.items()],
+            "outs": [_entry(definition["outs"][0], resolved)],
+        }
+        if _sections(lineage.lock).get(f"resolve@{prompt.name}") == section:
+            return lineage
+        for content in (written, resolved):
+            key = _remote_key(hashlib.md5(content, usedforsecurity=False).hexdigest())
+            if not self.store.exists(key):
+                self.store.put(key, content)
+        return _lay(lineage, f"resolve@{prompt.name}", section)
+
     def _stage_objects(self, lineage: Lineage, stage: str, prompt: str) -> Iterator[str]:
         """md5 of every object that the stage's outputs consist of."""
         for out in self.section(lineage, stage, prompt).get("outs", []):
@@ -312,9 +340,8 @@ class Workspaces:
         project = self.settings.project
         shutil.copyfile(project / "dvc.yaml", folder / "dvc.yaml")
         (folder / "params.yaml").write_text(yaml.safe_dump({"prompts": [prompt.name]}), "utf-8")
-        (folder / "prompts").mkdir()
-        text = yaml.safe_dump(prompt.model_dump(mode="json"), sort_keys=True, allow_unicode=True)
-        (folder / f"prompts/{prompt.name}.yaml").write_text(text, "utf-8")
+        (folder / f"artifacts/{prompt.name}").mkdir(parents=True)
+        (folder / f"artifacts/{prompt.name}/prompt.yaml").write_text(resolved_yaml(prompt), "utf-8")
         for path in filter(self._is_code, self._stage(stage, prompt.name)["deps"]):
             source, target = project / path, folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -393,6 +420,11 @@ def _outs(lineage: Lineage) -> list[dict[str, Any]]:
     for section in _sections(lineage.lock).values():
         outs += section.get("outs", [])
     return outs
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    """A file as dvc.lock names it."""
+    return {"path": path, "hash": "md5", "md5": hashlib.md5(content, usedforsecurity=False).hexdigest(), "size": len(content)}
 
 
 def _relative(path: str, parent: str) -> str | None:
