@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -26,21 +26,32 @@ from typing import Any
 import yaml
 
 from retune.config import Prompt, load_prompt, resolved_yaml, sha256_json
+from retune.dvc_files import (
+    EMPTY_DIR,
+    REMOTE,
+    entry,
+    lay,
+    listing,
+    md5_of,
+    object_name,
+    outs,
+    path_md5,
+    relative,
+    safe,
+    sections,
+)
 from retune.errors import BadInputError, ConfigError, IntegrityError, StageError
 from retune.guard import run_guarded
+from retune.machine import machine
 from retune.records import Lineage
 from retune.settings import Settings
 from retune.stages import BAD_INPUT
 from retune.store import Store, open_store
 
-__all__ = ["EMPTY_DATA", "StageRun", "Workspaces", "code_state"]
+__all__ = ["STAGES", "StageRun", "Workspaces", "code_state"]
 
-REMOTE = "dvc"
-"""Prefix of the DVC remote in the store."""
-EMPTY_DIR = "d751713988987e9331980363e24189ce.dir"
-"""DVC's hash of a folder without files."""
-EMPTY_DATA = yaml.safe_dump({"outs": [{"md5": EMPTY_DIR, "size": 0, "nfiles": 0, "hash": "md5", "path": "data"}]}, sort_keys=False)
-"""Text of a data.dvc that holds nothing yet."""
+STAGES = ("preprocess", "tune", "evaluate")
+"""The stages that a run goes through, in order; `resolve` before them is laid, never run."""
 
 _DVC = """
 import json, sys
@@ -95,16 +106,16 @@ class Workspaces:
 
     def section(self, lineage: Lineage, stage: str, prompt: str) -> dict[str, Any]:
         """The stage's section of the lineage's dvc.lock. Raises IntegrityError if the lineage has none."""
-        sections = _sections(lineage.lock)
+        found = sections(lineage.lock)
         name = f"{stage}@{prompt}"
-        if name not in sections:
-            raise IntegrityError(f"lineage has no section {name!r}; it has {', '.join(sections) or 'none'}")
-        return sections[name]
+        if name not in found:
+            raise IntegrityError(f"lineage has no section {name!r}; it has {', '.join(found) or 'none'}")
+        return found[name]
 
     def with_output(self, lineage: Lineage, prompt: Prompt, stage: str, outs: list[dict[str, Any]]) -> Lineage:
         """The lineage with `stage` replaced by a minimal section that has `outs`: an earlier release beside today's code."""
         command = self._stage(stage, prompt.name)["cmd"]
-        return _lay(lineage, f"{stage}@{prompt.name}", {"cmd": command, "outs": outs})
+        return lay(lineage, f"{stage}@{prompt.name}", {"cmd": command, "outs": outs})
 
     # ---- outputs, straight from the content-addressed remote
 
@@ -113,18 +124,18 @@ class Workspaces:
 
         Raises IntegrityError if the lineage does not know the path.
         """
-        for out in _outs(lineage):
-            inside = _relative(path, out["path"])
+        for out in outs(lineage):
+            inside = relative(path, out["path"])
             if inside is None:
                 continue
             if not out["md5"].endswith(".dir"):
                 return {"": out["md5"]}
-            listing = {item["relpath"]: item["md5"] for item in json.loads(self._object(out["md5"]))}
+            found = {item["relpath"]: item["md5"] for item in json.loads(self._object(out["md5"]))}
             if inside == "":
-                return listing
-            if inside in listing:
-                return {"": listing[inside]}
-            return {name[len(inside) + 1 :]: md5 for name, md5 in listing.items() if name.startswith(inside + "/")}
+                return found
+            if inside in found:
+                return {"": found[inside]}
+            return {name[len(inside) + 1 :]: md5 for name, md5 in found.items() if name.startswith(inside + "/")}
         raise IntegrityError(f"lineage does not track {path!r}")
 
     def read(self, lineage: Lineage, path: str) -> bytes:
@@ -137,21 +148,21 @@ class Workspaces:
     def fetch(self, lineage: Lineage, path: str, target: Path) -> Path:
         """A tracked folder's files, hashes verified, laid under `target`."""
         for name, md5 in self.files(lineage, path).items():
-            place = target / _safe(name) if name else target
+            place = target / safe(name) if name else target
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(self._object(md5))
         return target
 
     def _object(self, md5: str) -> bytes:
         """Bytes of a DVC object, from the host's cache or the remote."""
-        name = f"files/md5/{md5[:2]}/{md5[2:]}"
+        name = object_name(md5)
         cached = self.settings.cache / name
         if cached.is_file():
             data = cached.read_bytes()
-            if hashlib.md5(data, usedforsecurity=False).hexdigest() == md5.removesuffix(".dir"):
+            if md5_of(data) == md5.removesuffix(".dir"):
                 return data
         data = self.store.get(f"{REMOTE}/{name}")
-        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        found = md5_of(data)
         if found != md5.removesuffix(".dir"):
             raise IntegrityError(
                 f"object {name} in the store has hash {found}: it was changed or cut after it was pushed; restore it from a backup"
@@ -171,9 +182,10 @@ class Workspaces:
         lineage = self._resolve(prompt, lineage)
         name = f"{stage}@{prompt.name}"
         key = self._key(stage, prompt, lineage)
-        index = f"sections/{prompt.name}/{stage}/{key}.json"
+        index = _index(stage, prompt, key)
         if self.store.exists(index):
-            laid = _lay(lineage, name, json.loads(self.store.get(index)))
+            known = json.loads(self.store.get(index))
+            laid = _with(lineage, stage, prompt.name, known)
             if missing := self._missing(laid, stage, prompt.name):
                 self.log(f"{name}: {len(missing)} recorded object(s) are gone from the store ({missing[0]}, ...): running it again")
             else:
@@ -181,13 +193,52 @@ class Workspaces:
                 return StageRun(laid, key, True, time.monotonic() - start)
         with self._workspace(lineage, prompt, stage) as folder:
             self._dvc(folder, ["repro", "--pull", "--no-run-cache", "-s", name], ["push", "-q", name], environment=environment)
-            section = _sections((folder / "dvc.lock").read_text("utf-8"))[name]
-            laid = _lay(lineage, name, section)
+            known = {"section": sections((folder / "dvc.lock").read_text("utf-8"))[name], "machine": machine()}
+            laid = _with(lineage, stage, prompt.name, known)
             self._verify(laid, stage, prompt.name)
             if self._key(stage, prompt, lineage) != key:
                 raise StageError(f"the code or files that {name} depends on changed while it ran; run it again")
-            self.store.put(index, json.dumps(section).encode())
+            self.store.put(index, json.dumps(known).encode())
         return StageRun(laid, key, False, time.monotonic() - start)
+
+    def execute(self, prompt: Prompt, lineage: Lineage, environment: Mapping[str, str]) -> Lineage:
+        """Preprocesses and tunes from the lineage's data, whatever was done before; returns the lineage that this makes.
+
+        Nothing is restored, pushed or indexed: its files are in the host's cache alone. Raises as `run` does.
+        """
+        stages = STAGES[:2]
+        names = [f"{stage}@{prompt.name}" for stage in stages]
+        with self._workspace(replace(lineage, lock=""), prompt, *stages) as folder:
+            self._dvc(folder, *(["repro", "--pull", "--no-run-cache", "--force", "-s", name] for name in names), environment=environment)
+            made = sections((folder / "dvc.lock").read_text("utf-8"))
+        for stage, name in zip(stages, names, strict=True):
+            lineage = _with(lineage, stage, prompt.name, {"section": made[name], "machine": machine({**os.environ, **environment})})
+        return lineage
+
+    def known(self, prompt: Prompt, lineage: Lineage) -> Lineage:
+        """The lineage with every stage that the section index knows, up to the first that would have to run. Runs nothing."""
+        lineage = self._resolve(prompt, lineage)
+        for stage in STAGES:
+            index = _index(stage, prompt, self._key(stage, prompt, lineage))
+            if not self.store.exists(index):
+                break
+            lineage = _with(lineage, stage, prompt.name, json.loads(self.store.get(index)))
+        return lineage
+
+    def prompt_file(self, lineage: Lineage, prompt: str) -> bytes:
+        """The prompt file that the lineage's parameters follow from, as it was written; the resolved one where a run had overrides."""
+        return self._object(self._dependencies(lineage, "resolve", prompt)[f"prompts/{prompt}.yaml"])
+
+    def changed_code(self, lineage: Lineage, prompt: str) -> list[str]:
+        """Files and folders of the project that are not what the lineage's stages ran with; empty if all are."""
+        recorded: dict[str, str] = {}
+        for name in sections(lineage.lock):
+            stage, _, of = name.partition("@")
+            if of == prompt:
+                recorded |= self._dependencies(lineage, stage, prompt)
+        code = {path: md5 for path, md5 in recorded.items() if self._is_code(path) and not path.startswith("prompts/")}
+        project = self.settings.project
+        return sorted(path for path, md5 in code.items() if not (project / path).exists() or path_md5(project / path) != md5)
 
     def add_data(self, data: str, add: Mapping[str, Path], remove: tuple[str, ...] = ()) -> str:
         """The data.dvc text after adding and removing files under `data/`, pushed and read back.
@@ -196,11 +247,10 @@ class Workspaces:
         """
         lineage = Lineage(data, "", {}, "", False, "")
         if remove:
-            listing = {name: md5 for name, md5 in self.files(lineage, "data").items() if name not in set(remove)}
-            data = self._write_listing(listing)
+            data = self._write_listing({name: md5 for name, md5 in self.files(lineage, "data").items() if name not in set(remove)})
         with self._workspace(replace(lineage, data=data)) as folder:
             for name, path in add.items():
-                place = folder / "data" / _safe(name)
+                place = folder / "data" / safe(name)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, place)
             added = [["add", "-q", *(f"data/{name}" for name in add)]] if add else []
@@ -218,10 +268,13 @@ class Workspaces:
 
     def code_hash(self, prompt: Prompt) -> str:
         """sha256 over the code and lock file that the prompt's stages depend on."""
-        stages = ("preprocess", "tune", "evaluate")
-        return sha256_json({s: {d: self._project_hash(d) for d in self._stage(s, prompt.name)["deps"] if self._is_code(d)} for s in stages})
+        return sha256_json({s: {d: self._project_hash(d) for d in self._stage(s, prompt.name)["deps"] if self._is_code(d)} for s in STAGES})
 
     # ---- inside
+
+    def _dependencies(self, lineage: Lineage, stage: str, prompt: str) -> dict[str, str]:
+        """Path -> md5 of what a stage ran with, by its section. Empty for a section that names an output alone."""
+        return {dep["path"]: dep["md5"] for dep in self.section(lineage, stage, prompt).get("deps", []) if "md5" in dep}
 
     def _stage(self, stage: str, prompt: str) -> dict[str, Any]:
         """The stage's definition in dvc.yaml with the prompt's name in place."""
@@ -271,16 +324,15 @@ class Workspaces:
         contents = {path: written if path.startswith("prompts/") else file.read_bytes() for path, file in deps.items()}
         section = {
             "cmd": definition["cmd"],
-            "deps": [_entry(path, content) for path, content in contents.items()],
-            "outs": [_entry(definition["outs"][0], resolved)],
+            "deps": [entry(path, content) for path, content in contents.items()],
+            "outs": [entry(definition["outs"][0], resolved)],
         }
-        if _sections(lineage.lock).get(f"resolve@{prompt.name}") == section:
+        if sections(lineage.lock).get(f"resolve@{prompt.name}") == section:
             return lineage
         for content in (written, resolved):
-            key = _remote_key(hashlib.md5(content, usedforsecurity=False).hexdigest())
-            if not self.store.exists(key):
+            if not self.store.exists(key := _remote_key(md5_of(content))):
                 self.store.put(key, content)
-        return _lay(lineage, f"resolve@{prompt.name}", section)
+        return lay(lineage, f"resolve@{prompt.name}", section)
 
     def _stage_objects(self, lineage: Lineage, stage: str, prompt: str) -> Iterator[str]:
         """md5 of every object that the stage's outputs consist of."""
@@ -307,19 +359,19 @@ class Workspaces:
         if found != md5.removesuffix(".dir"):
             raise IntegrityError(f"{_remote_key(md5)} was pushed but reads back as {found}; look at the store's health and run again")
 
-    def _write_listing(self, listing: Mapping[str, str]) -> str:
+    def _write_listing(self, files: Mapping[str, str]) -> str:
         """Puts DVC's listing of a folder into the host's cache and returns the data.dvc that names it."""
-        body = json.dumps([{"md5": listing[name], "relpath": name} for name in sorted(listing)]).encode()
-        md5 = hashlib.md5(body, usedforsecurity=False).hexdigest() + ".dir"
-        place = self.settings.cache / "files/md5" / md5[:2] / md5[2:]
+        body = listing(files)
+        md5 = md5_of(body) + ".dir"
+        place = self.settings.cache / object_name(md5)
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
         temporary.write_bytes(body)
         temporary.replace(place)
-        return yaml.safe_dump({"outs": [{"md5": md5, "nfiles": len(listing), "hash": "md5", "path": "data"}]}, sort_keys=False)
+        return yaml.safe_dump({"outs": [{"md5": md5, "nfiles": len(files), "hash": "md5", "path": "data"}]}, sort_keys=False)
 
     @contextmanager
-    def _workspace(self, lineage: Lineage, prompt: Prompt | None = None, stage: str | None = None) -> Iterator[Path]:
+    def _workspace(self, lineage: Lineage, prompt: Prompt | None = None, *stages: str) -> Iterator[Path]:
         """A temporary folder with the project's definition and the lineage laid in it; removed at the end, whatever happens."""
         project = self.settings.project
         with _terminated_as_exception(), tempfile.TemporaryDirectory(prefix="retune-workspace-", ignore_cleanup_errors=True) as temporary:
@@ -330,19 +382,19 @@ class Workspaces:
             (folder / "data.dvc").write_text(lineage.data, "utf-8")
             if EMPTY_DIR in lineage.data:
                 self._write_listing({})
-            if prompt is not None and stage is not None:
-                self._lay_project(folder, prompt, stage)
+            if prompt is not None:
+                self._lay_project(folder, prompt, stages)
                 if lineage.lock:
                     (folder / "dvc.lock").write_text(lineage.lock, "utf-8")
             yield folder
 
-    def _lay_project(self, folder: Path, prompt: Prompt, stage: str) -> None:
+    def _lay_project(self, folder: Path, prompt: Prompt, stages: Sequence[str]) -> None:
         project = self.settings.project
         shutil.copyfile(project / "dvc.yaml", folder / "dvc.yaml")
         (folder / "params.yaml").write_text(yaml.safe_dump({"prompts": [prompt.name]}), "utf-8")
         (folder / f"artifacts/{prompt.name}").mkdir(parents=True)
         (folder / f"artifacts/{prompt.name}/prompt.yaml").write_text(resolved_yaml(prompt), "utf-8")
-        for path in filter(self._is_code, self._stage(stage, prompt.name)["deps"]):
+        for path in {path for stage in stages for path in self._stage(stage, prompt.name)["deps"] if self._is_code(path)}:
             source, target = project / path, folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
@@ -351,7 +403,7 @@ class Workspaces:
                 shutil.copyfile(source, target)
         reference = prompt.base_model.path
         if reference and not PurePosixPath(reference).is_absolute():
-            link = folder / _safe(reference)
+            link = folder / safe(reference)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(project / reference, target_is_directory=True)
 
@@ -406,44 +458,17 @@ def _terminated_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _sections(lock: str) -> dict[str, dict[str, Any]]:
-    return (yaml.safe_load(lock) or {}).get("stages", {}) if lock else {}
+def _with(lineage: Lineage, stage: str, prompt: str, known: Mapping[str, Any]) -> Lineage:
+    """The lineage with what the section index knows of a stage."""
+    return replace(lay(lineage, f"{stage}@{prompt}", known["section"]), machines={**lineage.machines, stage: known["machine"]})
 
 
-def _lay(lineage: Lineage, name: str, section: Mapping[str, Any]) -> Lineage:
-    stages = {**_sections(lineage.lock), name: dict(section)}
-    return replace(lineage, lock=yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
-
-
-def _outs(lineage: Lineage) -> list[dict[str, Any]]:
-    outs = list((yaml.safe_load(lineage.data) or {}).get("outs", []))
-    for section in _sections(lineage.lock).values():
-        outs += section.get("outs", [])
-    return outs
-
-
-def _entry(path: str, content: bytes) -> dict[str, Any]:
-    """A file as dvc.lock names it."""
-    return {"path": path, "hash": "md5", "md5": hashlib.md5(content, usedforsecurity=False).hexdigest(), "size": len(content)}
-
-
-def _relative(path: str, parent: str) -> str | None:
-    """`path` relative to `parent`: "" if they are the same, None if it is not inside."""
-    if path == parent:
-        return ""
-    return path[len(parent) + 1 :] if path.startswith(parent + "/") else None
-
-
-def _safe(name: str) -> PurePosixPath:
-    """A relative path that stays inside. Raises IntegrityError."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise IntegrityError(f"path {name!r} must be relative and stay inside its folder")
-    return path
+def _index(stage: str, prompt: Prompt, key: str) -> str:
+    return f"sections/{prompt.name}/{stage}/{key}.json"
 
 
 def _remote_key(md5: str) -> str:
-    return f"{REMOTE}/files/md5/{md5[:2]}/{md5[2:]}"
+    return f"{REMOTE}/{object_name(md5)}"
 
 
 def _file_sha256(path: Path) -> str:

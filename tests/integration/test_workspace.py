@@ -16,17 +16,18 @@ import pytest
 import yaml
 
 from retune.config import Prompt
+from retune.dvc_files import EMPTY_DATA
 from retune.errors import BadInputError, IntegrityError, StageError
 from retune.records import Lineage
 from retune.settings import Settings
 from retune.stages import BAD_INPUT
-from retune.workspace import EMPTY_DATA, Workspaces
+from retune.workspace import Workspaces
 
 pytestmark = pytest.mark.integration
 
 STAGE = f"""
 import json, pathlib, sys, time, yaml
-fields = yaml.safe_load(open("prompts/p.yaml"))
+fields = yaml.safe_load(open("artifacts/p/prompt.yaml"))
 what = sys.argv[1]
 if what == "preprocess":
     seed = fields["preprocess"]["augmentation"]["seed"]
@@ -49,12 +50,20 @@ else:
 """
 DVC_YAML: dict[str, Any] = {
     "stages": {
+        "resolve": {
+            "foreach": "${prompts}",
+            "do": {
+                "cmd": "python src/resolve.py ${item}",
+                "deps": ["prompts/${item}.yaml", "src/stage.py"],
+                "outs": ["artifacts/${item}/prompt.yaml"],
+            },
+        },
         "preprocess": {
             "foreach": "${prompts}",
             "do": {
                 "cmd": "python src/stage.py preprocess ${item}",
                 "deps": ["data/${item}", "src/stage.py"],
-                "params": [{"prompts/${item}.yaml": ["preprocess"]}],
+                "params": [{"artifacts/${item}/prompt.yaml": ["preprocess"]}],
                 "outs": ["artifacts/${item}/dataset"],
             },
         },
@@ -63,7 +72,7 @@ DVC_YAML: dict[str, Any] = {
             "do": {
                 "cmd": "python src/stage.py tune ${item}",
                 "deps": ["artifacts/${item}/dataset/train.txt", "src/stage.py"],
-                "params": [{"prompts/${item}.yaml": ["tune"]}],
+                "params": [{"artifacts/${item}/prompt.yaml": ["tune"]}],
                 "outs": ["artifacts/${item}/release"],
             },
         },

@@ -209,7 +209,8 @@ def _beside(context: Context, run: Json, champion: Json) -> Lineage:
 def evaluate(run: Json, contender: Json) -> Json:
     """One release on the run's test rows, in the same code as any other. Retry: restored when done before."""
     context = Context.of(run)
-    done = context.workspaces.run("evaluate", context.prompt, Lineage.from_json(contender["lineage"]), context.environment())
+    prompt = override(context.prompt, contender["trial"]["overrides"]) if "trial" in contender else context.prompt
+    done = context.workspaces.run("evaluate", prompt, Lineage.from_json(contender["lineage"]), context.environment())
     metrics = json.loads(context.workspaces.read(done.lineage, f"artifacts/{context.prompt.name}/metrics.json"))
     return {
         **contender,
