@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from retune import cli_read, cli_run, cli_stack
+from retune import cli_lineage, cli_read, cli_run, cli_stack
 from retune.errors import ConfigError, RetuneError
 
 __all__ = ["app"]
@@ -51,6 +51,10 @@ app.command(
     epilog="Examples: [bold]retune predict ticket_priority --text 'Nothing works since noon'[/], "
     "[bold]retune predict ticket_priority --file rows.jsonl --json[/]"
 )(cli_read.predict)
+app.command(
+    epilog="Examples: [bold]retune checkout[/], [bold]retune checkout 3f9c1a[/], [bold]retune checkout --data 0 --force[/]   "
+    "Then: [bold]dvc pull[/]"
+)(cli_lineage.checkout)
 app.command(epilog="Example: [bold]retune doctor --json | jq '.checks[] | select(.state != \"ok\")'[/]")(cli_read.doctor)
 
 

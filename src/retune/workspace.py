@@ -240,6 +240,15 @@ class Workspaces:
         project = self.settings.project
         return sorted(path for path, md5 in code.items() if not (project / path).exists() or path_md5(project / path) != md5)
 
+    def remote_settings(self) -> dict[str, str]:
+        """What DVC must know of the store's remote, credentials apart: those come from the environment."""
+        found = {"url": f"{self.settings.store}/{REMOTE}"}
+        if self.settings.store.startswith("s3://"):
+            found["region"] = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION") or "us-east-1"
+            if self.settings.s3_endpoint:
+                found["endpointurl"] = self.settings.s3_endpoint
+        return found
+
     def add_data(self, data: str, add: Mapping[str, Path], remove: tuple[str, ...] = ()) -> str:
         """The data.dvc text after adding and removing files under `data/`, pushed and read back.
 
@@ -411,11 +420,7 @@ class Workspaces:
         self.settings.cache.mkdir(parents=True, exist_ok=True)
         lines = ["[core]", "no_scm = true", "analytics = false", "check_update = false", "remote = store"]
         lines += ["[cache]", f"dir = {self.settings.cache}"]
-        lines += ["['remote \"store\"']", f"url = {self.settings.store}/{REMOTE}", "verify = true"]
-        if self.settings.store.startswith("s3://"):
-            lines.append(f"region = {os.environ.get('AWS_DEFAULT_REGION') or os.environ.get('AWS_REGION') or 'us-east-1'}")
-            if self.settings.s3_endpoint:
-                lines.append(f"endpointurl = {self.settings.s3_endpoint}")
+        lines += ["['remote \"store\"']", "verify = true", *(f"{name} = {value}" for name, value in self.remote_settings().items())]
         return "\n".join(lines) + "\n"
 
     def _dvc(self, folder: Path, *commands: list[str], environment: Mapping[str, str] | None = None) -> None:

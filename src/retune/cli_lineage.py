@@ -1,0 +1,73 @@
+"""`retune checkout` and `reproduce`: from a recorded lineage back to files."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retune.cli_output import AsJson, ShowCommand, console, emit, plain, shell
+from retune.errors import BadInputError
+
+if TYPE_CHECKING:
+    from retune.checkout import Checkout, Part
+
+__all__ = ["checkout"]
+
+
+def checkout(
+    release: Annotated[
+        str | None, typer.Argument(help="A release id, or its beginning. Left out: the live data and the champions.")
+    ] = None,
+    data: Annotated[int | None, typer.Option("--data", metavar="REVISION", help="A dataset revision, in place of a release.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="This prompt alone.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite uncommitted changes of the files.")] = False,
+    as_json: AsJson = False,
+    show_command: ShowCommand = False,
+) -> None:
+    """Lay data.dvc, dvc.lock and the prompt file of a release or revision into the working tree. `dvc pull` then brings the files."""
+    from retune.checkout import lay, patch_text, plan, remote_commands, uncommitted
+    from retune.settings import Settings
+    from retune.workspace import Workspaces
+
+    workspaces = Workspaces(Settings.load())
+    planned = plan(workspaces, release, data, prompt)
+    project = workspaces.settings.project
+    if show_command:
+        before = {path: (project / path).read_text("utf-8") if (project / path).is_file() else None for path in planned.files}
+        if patch := patch_text(before, planned.files):
+            plain(f"git apply <<'EOF'\n{patch}EOF")
+        plain("\n".join(map(shell, remote_commands(workspaces))))
+        return
+    if (kept := uncommitted(project, planned.files)) and not force:
+        raise BadInputError(f"{', '.join(kept)} hold changes that are not committed; commit them, or overwrite them with --force")
+    written = lay(workspaces, planned.files)
+    if as_json:
+        emit({"revision": planned.revision, "written": written, "prompts": [_part(part) for part in planned.parts]})
+    else:
+        _tell(planned, written)
+
+
+def _part(part: "Part") -> dict[str, Any]:
+    return {
+        "prompt": part.prompt,
+        "release": part.release,
+        "revision": part.lineage.revision,
+        "commit": part.lineage.commit,
+        "dirty": part.lineage.dirty,
+        "changed_code": part.changed_code,
+    }
+
+
+def _tell(planned: "Checkout", written: list[str]) -> None:
+    out = console()
+    out.print(f"dataset revision {planned.revision}; wrote {', '.join(written) or 'nothing: all of it is there'}")
+    for part in planned.parts:
+        what = (
+            f"release {part.release[:12]}, tuned on revision {part.lineage.revision}" if part.release else "what is known of the revision"
+        )
+        out.print(f"{part.prompt}: {what}")
+        if part.changed_code:
+            more = f" and {len(part.changed_code) - 3} more" if len(part.changed_code) > 3 else ""
+            out.print(f"  its stages ran with other code ({', '.join(part.changed_code[:3])}{more}): `dvc repro` would run them again")
+            uncommitted = ", which held uncommitted changes" if part.lineage.dirty else ""
+            out.print(f"  to have that code, `git checkout {part.lineage.commit}`{uncommitted}, then this command again")
+    out.print("next: [bold]dvc pull[/]")
