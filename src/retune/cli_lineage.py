@@ -1,5 +1,6 @@
 """`retune checkout` and `reproduce`: from a recorded lineage back to files."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,14 +10,16 @@ from retune.errors import BadInputError
 
 if TYPE_CHECKING:
     from retune.checkout import Checkout, Part
+    from retune.reproduce import Reproduction
 
-__all__ = ["checkout"]
+__all__ = ["checkout", "reproduce"]
+
+UNLIKE = 3
+"""Exit code of `retune reproduce` where a file is not byte-identical."""
 
 
 def checkout(
-    release: Annotated[
-        str | None, typer.Argument(help="A release id, or its beginning. Left out: the live data and the champions.")
-    ] = None,
+    release: Annotated[str | None, typer.Argument(help="A release id, or its beginning; none: live data, champions.")] = None,
     data: Annotated[int | None, typer.Option("--data", metavar="REVISION", help="A dataset revision, in place of a release.")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="This prompt alone.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite uncommitted changes of the files.")] = False,
@@ -71,3 +74,47 @@ def _tell(planned: "Checkout", written: list[str]) -> None:
             uncommitted = ", which held uncommitted changes" if part.lineage.dirty else ""
             out.print(f"  to have that code, `git checkout {part.lineage.commit}`{uncommitted}, then this command again")
     out.print("next: [bold]dvc pull[/]")
+
+
+def reproduce(
+    prompt: Annotated[str, typer.Argument(help="Name of a prompt.")],
+    release: Annotated[str | None, typer.Option("--release", help="A release id, or its beginning; none: the champion.")] = None,
+    keep: Annotated[Path | None, typer.Option("--keep", metavar="FOLDER", help="Keep the release made now in this new folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Preprocess and tune a release again from what is recorded, and compare every file. Exit code 3: not all are byte-identical."""
+    from retune.recorded import champion, find
+    from retune.reproduce import reproduce
+    from retune.settings import Settings
+    from retune.store import open_store
+
+    settings = Settings.load()
+    store = open_store(settings)
+    recorded = find(store, [prompt], release) if release else champion(store, prompt)
+    if recorded is None:
+        raise BadInputError(f"the ledger of {prompt} is empty: nothing was released yet; see `retune status`")
+    progress = console(stderr=as_json)
+    result = reproduce(settings, recorded, keep, lambda line: progress.print(line, markup=False))
+    if as_json:
+        emit(result.to_json())
+    else:
+        _report(result)
+    if result.differences is not None:
+        raise typer.Exit(UNLIKE)
+
+
+def _report(result: "Reproduction") -> None:
+    out, release = console(), result.recorded.release
+    for file in result.files:
+        out.print(f"{'[green]equal[/]  ' if file.equal else '[yellow]differs[/]'}  {file.path}")
+    if result.differences is None:
+        out.print(f"[bold green]reproduced[/]: {len(result.files)} files, release {release[:12]}, byte for byte")
+        return
+    out.print(
+        f"[bold yellow]{sum(not f.equal for f in result.files)} of {len(result.files)} files differ[/]: {release} became {result.release}"
+    )
+    for name, value in result.differences.items():
+        out.print(f"  {name.replace('_', ' ')}: {'not comparable' if value is None else f'{value:.3g}'}")
+    for sentence in result.unlike or ["nothing that is recorded of machine and environment is unlike"]:
+        out.print(f"  {sentence}", markup=False)
+    out.print(f"  {'within' if result.within_tolerance else '[bold red]outside[/]'} the tolerance, {result.to_json()['tolerance']}")

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ __all__ = ["machine"]
 
 
 def machine(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Threads of a stage that this environment starts, and the processors that it finds. No name or address of the host.
+    """Torch's version (no lock file names it), threads of a stage that this environment starts, and processors. No name of the host.
 
     threads: None where torch chooses for itself.
     """
     threads = environ.get("RETUNE_THREADS") or environ.get("OMP_NUM_THREADS")
     return {
+        "torch": metadata.version("torch"),
         "threads": int(threads) if threads and threads.isdigit() else None,
         "cpus": os.cpu_count(),
         "processor": _first("/proc/cpuinfo", "model name") or platform.processor(),
