@@ -36,7 +36,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Keeps the prompts of a frozen language model in tune with incoming data.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not byte-identical (reproduce). Settings are environment variables, listed in .env.example.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 reproduced with differences. "
+    "Settings are environment variables, listed in .env.example.",
 )
 app.command(epilog="Example: [bold]retune up[/]   Airflow and MLflow then listen on 127.0.0.1; their state is in .retune.")(cli_stack.up)
 app.command(epilog="Example: [bold]retune down[/]   Tasks that run are cut off, and tried again after the next start.")(cli_stack.down)

@@ -209,7 +209,7 @@ class Workspaces:
         stages = STAGES[:2]
         names = [f"{stage}@{prompt.name}" for stage in stages]
         with self._workspace(replace(lineage, lock=""), prompt, *stages) as folder:
-            self._dvc(folder, *(["repro", "--pull", "--no-run-cache", "--force", "-s", name] for name in names), environment=environment)
+            self._dvc(folder, *(["repro", "--pull", "--no-run-cache", "-s", name] for name in names), environment=environment)
             made = sections((folder / "dvc.lock").read_text("utf-8"))
         for stage, name in zip(stages, names, strict=True):
             lineage = _with(lineage, stage, prompt.name, {"section": made[name], "machine": machine({**os.environ, **environment})})
