@@ -110,9 +110,8 @@ def _report(result: "Reproduction") -> None:
     if result.differences is None:
         out.print(f"[bold green]reproduced[/]: {len(result.files)} files, release {release[:12]}, byte for byte")
         return
-    out.print(
-        f"[bold yellow]{sum(not f.equal for f in result.files)} of {len(result.files)} files differ[/]: {release} became {result.release}"
-    )
+    differing = sum(not file.equal for file in result.files)
+    out.print(f"[bold yellow]{differing} of {len(result.files)} files differ[/]: release {release} became {result.release}")
     for name, value in result.differences.items():
         out.print(f"  {name.replace('_', ' ')}: {'not comparable' if value is None else f'{value:.3g}'}")
     for sentence in result.unlike or ["nothing that is recorded of machine and environment is unlike"]:

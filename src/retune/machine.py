@@ -13,10 +13,11 @@ __all__ = ["machine"]
 def machine(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Torch's version (no lock file names it), threads of a stage that this environment starts, and processors. No name of the host.
 
-    threads: None where torch chooses for itself.
+    kernels: the instruction set that torch is held to. threads: None where torch chooses for itself.
     """
     threads = environ.get("RETUNE_THREADS") or environ.get("OMP_NUM_THREADS")
     return {
+        "kernels": environ.get("ATEN_CPU_CAPABILITY", "best"),
         "torch": metadata.version("torch"),
         "threads": int(threads) if threads and threads.isdigit() else None,
         "cpus": os.cpu_count(),

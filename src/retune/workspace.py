@@ -5,7 +5,6 @@ executed, pushed and read back before, so it is restored without starting DVC. W
 folder, in a guarded process group, is pushed, read back, and only then enters the index.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from retune.config import Prompt, load_prompt, resolved_yaml, sha256_json
+from retune.config import Prompt, resolved_yaml, sha256_json
 from retune.dvc_files import (
     EMPTY_DIR,
     REMOTE,
@@ -43,6 +42,7 @@ from retune.dvc_files import (
 from retune.errors import BadInputError, ConfigError, IntegrityError, StageError
 from retune.guard import run_guarded
 from retune.machine import machine
+from retune.prompt_file import rewritten
 from retune.records import Lineage
 from retune.settings import Settings
 from retune.stages import BAD_INPUT
@@ -226,19 +226,16 @@ class Workspaces:
         return lineage
 
     def prompt_file(self, lineage: Lineage, prompt: str) -> bytes:
-        """The prompt file that the lineage's parameters follow from, as it was written; the resolved one where a run had overrides."""
+        """The prompt file that the lineage's parameters follow from, as it was written, with the run's overrides."""
         return self._object(self._dependencies(lineage, "resolve", prompt)[f"prompts/{prompt}.yaml"])
 
     def changed_code(self, lineage: Lineage, prompt: str) -> list[str]:
         """Files and folders of the project that are not what the lineage's stages ran with; empty if all are."""
-        recorded: dict[str, str] = {}
-        for name in sections(lineage.lock):
-            stage, _, of = name.partition("@")
-            if of == prompt:
-                recorded |= self._dependencies(lineage, stage, prompt)
-        code = {path: md5 for path, md5 in recorded.items() if self._is_code(path) and not path.startswith("prompts/")}
+        stages = [name.partition("@")[0] for name in sections(lineage.lock) if name.endswith(f"@{prompt}")]
+        recorded = {item for stage in stages for item in self._dependencies(lineage, stage, prompt).items()}
+        code = [(path, md5) for path, md5 in recorded if self._is_code(path) and not path.startswith("prompts/")]
         project = self.settings.project
-        return sorted(path for path, md5 in code.items() if not (project / path).exists() or path_md5(project / path) != md5)
+        return sorted({path for path, md5 in code if not (project / path).exists() or path_md5(project / path) != md5})
 
     def remote_settings(self) -> dict[str, str]:
         """What DVC must know of the store's remote, credentials apart: those come from the environment."""
@@ -321,14 +318,12 @@ class Workspaces:
     def _resolve(self, prompt: Prompt, lineage: Lineage) -> Lineage:
         """The lineage with the section that stage resolve would leave by hand, its files in the store: DVC need not run for it.
 
-        The prompt file is the project's where that says the same, else (a run's overrides) the resolved file itself.
+        The prompt file is the project's, with the run's overrides written into it.
         """
         definition = self._stage("resolve", prompt.name)
         place = self.settings.prompts / f"{prompt.name}.yaml"
         resolved = resolved_yaml(prompt).encode()
-        written = resolved
-        with contextlib.suppress(ConfigError):  # edited meanwhile, and wrong for now
-            written = place.read_bytes() if load_prompt(place) == prompt else resolved
+        written = rewritten(place.read_text("utf-8"), prompt).encode() if place.is_file() else resolved
         deps = {path: self.settings.project / path for path in definition["deps"]}
         contents = {path: written if path.startswith("prompts/") else file.read_bytes() for path, file in deps.items()}
         section = {
@@ -403,11 +398,11 @@ class Workspaces:
         (folder / "params.yaml").write_text(yaml.safe_dump({"prompts": [prompt.name]}), "utf-8")
         (folder / f"artifacts/{prompt.name}").mkdir(parents=True)
         (folder / f"artifacts/{prompt.name}/prompt.yaml").write_text(resolved_yaml(prompt), "utf-8")
-        for path in {path for stage in stages for path in self._stage(stage, prompt.name)["deps"] if self._is_code(path)}:
+        for path in filter(self._is_code, [path for stage in stages for path in self._stage(stage, prompt.name)["deps"]]):
             source, target = project / path, folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
             else:
                 shutil.copyfile(source, target)
         reference = prompt.base_model.path

@@ -15,7 +15,7 @@ from retune.errors import ConfigError
 from retune.ledger import Ledger
 from retune.store import open_store
 
-COMMANDS = ("up", "down", "status", "run", "land", "releases", "ledger", "predict", "doctor")
+COMMANDS = ("up", "down", "status", "run", "land", "releases", "ledger", "predict", "checkout", "reproduce", "doctor")
 PROMPT = """
 name: p
 task: generation
