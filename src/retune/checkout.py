@@ -48,11 +48,13 @@ def plan(workspaces: Workspaces, release: str | None = None, revision: int | Non
     """The files of a release, of a dataset revision, or (neither) of the live revision and the champions.
 
     With a revision, and for a prompt without a champion, dvc.lock gets what the section index knows for this checkout's code and prompt
-    file. Raises BadInputError for a release or revision that is not there. Writes nothing.
+    file. Raises BadInputError for a release or revision that is not there, ConfigError for no such prompt. Writes nothing.
     """
     settings, store = workspaces.settings, workspaces.store
     if release is not None and revision is not None:
         raise ConfigError("name either a release or --data REVISION: a release brings its own data")
+    if prompt:
+        load_prompt(settings.prompts / f"{prompt}.yaml")  # a wrong name is told from an empty ledger
     names = [prompt] if prompt else list(load_prompts(settings.prompts))
     if release is not None:
         found = find(store, names, release)

@@ -1,4 +1,4 @@
-"""Runs one DVC stage in a private workspace and passes lineage on. The only module that knows DVC.
+"""Runs one DVC stage in a private workspace and passes lineage on. What is known of DVC's files stands in `retune.dvc_files`.
 
 A stage is looked up in the store's section index first, by the hash of its command, dependencies and parameters. What is found there was
 executed, pushed and read back before, so it is restored without starting DVC. What is not found runs as `dvc repro` in a temporary
@@ -25,23 +25,11 @@ from typing import Any
 import yaml
 
 from retune.config import Prompt, resolved_yaml, sha256_json
-from retune.dvc_files import (
-    EMPTY_DIR,
-    REMOTE,
-    entry,
-    lay,
-    listing,
-    md5_of,
-    object_name,
-    outs,
-    path_md5,
-    relative,
-    safe,
-    sections,
-)
+from retune.dvc_files import EMPTY_DIR, REMOTE, entry, lay, path_md5, safe, sections
 from retune.errors import BadInputError, ConfigError, IntegrityError, StageError
 from retune.guard import run_guarded
 from retune.machine import machine
+from retune.objects import Objects
 from retune.prompt_file import rewritten
 from retune.records import Lineage
 from retune.settings import Settings
@@ -95,6 +83,8 @@ class Workspaces:
         self.settings = settings
         self.store: Store = open_store(settings.store, settings.s3_endpoint)
         self.log = log
+        self.objects = Objects(self.store, settings.cache)
+        self.files, self.read, self.fetch = self.objects.files, self.objects.read, self.objects.fetch
 
     # ---- lineage
 
@@ -116,58 +106,6 @@ class Workspaces:
         """The lineage with `stage` replaced by a minimal section that has `outs`: an earlier release beside today's code."""
         command = self._stage(stage, prompt.name)["cmd"]
         return lay(lineage, f"{stage}@{prompt.name}", {"cmd": command, "outs": outs})
-
-    # ---- outputs, straight from the content-addressed remote
-
-    def files(self, lineage: Lineage, path: str) -> dict[str, str]:
-        """Files under a tracked path: relative path ("" for a file itself) -> md5.
-
-        Raises IntegrityError if the lineage does not know the path.
-        """
-        for out in outs(lineage):
-            inside = relative(path, out["path"])
-            if inside is None:
-                continue
-            if not out["md5"].endswith(".dir"):
-                return {"": out["md5"]}
-            found = {item["relpath"]: item["md5"] for item in json.loads(self._object(out["md5"]))}
-            if inside == "":
-                return found
-            if inside in found:
-                return {"": found[inside]}
-            return {name[len(inside) + 1 :]: md5 for name, md5 in found.items() if name.startswith(inside + "/")}
-        raise IntegrityError(f"lineage does not track {path!r}")
-
-    def read(self, lineage: Lineage, path: str) -> bytes:
-        """One tracked file, its hash verified."""
-        files = self.files(lineage, path)
-        if set(files) != {""}:
-            raise IntegrityError(f"{path!r} is not one file in this lineage but {len(files)}")
-        return self._object(files[""])
-
-    def fetch(self, lineage: Lineage, path: str, target: Path) -> Path:
-        """A tracked folder's files, hashes verified, laid under `target`."""
-        for name, md5 in self.files(lineage, path).items():
-            place = target / safe(name) if name else target
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(self._object(md5))
-        return target
-
-    def _object(self, md5: str) -> bytes:
-        """Bytes of a DVC object, from the host's cache or the remote."""
-        name = object_name(md5)
-        cached = self.settings.cache / name
-        if cached.is_file():
-            data = cached.read_bytes()
-            if md5_of(data) == md5.removesuffix(".dir"):
-                return data
-        data = self.store.get(f"{REMOTE}/{name}")
-        found = md5_of(data)
-        if found != md5.removesuffix(".dir"):
-            raise IntegrityError(
-                f"object {name} in the store has hash {found}: it was changed or cut after it was pushed; restore it from a backup"
-            )
-        return data
 
     # ---- stages
 
@@ -195,7 +133,8 @@ class Workspaces:
             self._dvc(folder, ["repro", "--pull", "--no-run-cache", "-s", name], ["push", "-q", name], environment=environment)
             known = {"section": sections((folder / "dvc.lock").read_text("utf-8"))[name], "machine": machine()}
             laid = _with(lineage, stage, prompt.name, known)
-            self._verify(laid, stage, prompt.name)
+            for md5 in self._stage_objects(laid, stage, prompt.name):
+                self.objects.verify(md5)
             if self._key(stage, prompt, lineage) != key:
                 raise StageError(f"the code or files that {name} depends on changed while it ran; run it again")
             self.store.put(index, json.dumps(known).encode())
@@ -222,12 +161,15 @@ class Workspaces:
             index = _index(stage, prompt, self._key(stage, prompt, lineage))
             if not self.store.exists(index):
                 break
-            lineage = _with(lineage, stage, prompt.name, json.loads(self.store.get(index)))
+            laid = _with(lineage, stage, prompt.name, json.loads(self.store.get(index)))
+            if self._missing(laid, stage, prompt.name):
+                break
+            lineage = laid
         return lineage
 
     def prompt_file(self, lineage: Lineage, prompt: str) -> bytes:
         """The prompt file that the lineage's parameters follow from, as it was written, with the run's overrides."""
-        return self._object(self._dependencies(lineage, "resolve", prompt)[f"prompts/{prompt}.yaml"])
+        return self.objects.get(self._dependencies(lineage, "resolve", prompt)[f"prompts/{prompt}.yaml"])
 
     def changed_code(self, lineage: Lineage, prompt: str) -> list[str]:
         """Files and folders of the project that are not what the lineage's stages ran with; empty if all are."""
@@ -253,7 +195,9 @@ class Workspaces:
         """
         lineage = Lineage(data, "", {}, "", False, "")
         if remove:
-            data = self._write_listing({name: md5 for name, md5 in self.files(lineage, "data").items() if name not in set(remove)})
+            stay = {name: md5 for name, md5 in self.files(lineage, "data").items() if name not in set(remove)}
+            out = {"md5": self.objects.keep_listing(stay), "nfiles": len(stay), "hash": "md5", "path": "data"}
+            data = yaml.safe_dump({"outs": [out]}, sort_keys=False)
         with self._workspace(replace(lineage, data=data)) as folder:
             for name, path in add.items():
                 place = folder / "data" / safe(name)
@@ -265,7 +209,7 @@ class Workspaces:
         lineage = replace(lineage, data=data)
         files = self.files(lineage, "data")
         for name in add:
-            self._verify_object(files[name])
+            self.objects.verify(files[name])
         return data
 
     def data_hash(self, lineage: Lineage, prompt: str) -> str:
@@ -334,8 +278,7 @@ class Workspaces:
         if sections(lineage.lock).get(f"resolve@{prompt.name}") == section:
             return lineage
         for content in (written, resolved):
-            if not self.store.exists(key := _remote_key(md5_of(content))):
-                self.store.put(key, content)
+            self.objects.put(content)
         return lay(lineage, f"resolve@{prompt.name}", section)
 
     def _stage_objects(self, lineage: Lineage, stage: str, prompt: str) -> Iterator[str]:
@@ -346,33 +289,9 @@ class Workspaces:
                 yield from self.files(lineage, out["path"]).values()
 
     def _missing(self, lineage: Lineage, stage: str, prompt: str) -> list[str]:
+        """Objects of a stage that are gone from the store. A folder whose listing is gone cannot be looked into."""
         outs = [out["md5"] for out in self.section(lineage, stage, prompt).get("outs", [])]
-        if gone := [md5 for md5 in outs if not self.store.exists(_remote_key(md5))]:
-            return gone
-        return [md5 for md5 in self._stage_objects(lineage, stage, prompt) if not self.store.exists(_remote_key(md5))]
-
-    def _verify(self, lineage: Lineage, stage: str, prompt: str) -> None:
-        for md5 in self._stage_objects(lineage, stage, prompt):
-            self._verify_object(md5)
-
-    def _verify_object(self, md5: str) -> None:
-        if not self.store.exists(_remote_key(md5)):
-            # DVC pushes a folder's listing last, and takes a listing that is there for all of its files; one may be lost since.
-            self.store.put(_remote_key(md5), self._object(md5))
-        found = self.store.md5(_remote_key(md5))
-        if found != md5.removesuffix(".dir"):
-            raise IntegrityError(f"{_remote_key(md5)} was pushed but reads back as {found}; look at the store's health and run again")
-
-    def _write_listing(self, files: Mapping[str, str]) -> str:
-        """Puts DVC's listing of a folder into the host's cache and returns the data.dvc that names it."""
-        body = listing(files)
-        md5 = md5_of(body) + ".dir"
-        place = self.settings.cache / object_name(md5)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(body)
-        temporary.replace(place)
-        return yaml.safe_dump({"outs": [{"md5": md5, "nfiles": len(files), "hash": "md5", "path": "data"}]}, sort_keys=False)
+        return self.objects.missing(outs) or self.objects.missing(self._stage_objects(lineage, stage, prompt))
 
     @contextmanager
     def _workspace(self, lineage: Lineage, prompt: Prompt | None = None, *stages: str) -> Iterator[Path]:
@@ -385,7 +304,7 @@ class Workspaces:
             shutil.copyfile(project / ".dvcignore", folder / ".dvcignore")
             (folder / "data.dvc").write_text(lineage.data, "utf-8")
             if EMPTY_DIR in lineage.data:
-                self._write_listing({})
+                self.objects.keep_listing({})
             if prompt is not None:
                 self._lay_project(folder, prompt, stages)
                 if lineage.lock:
@@ -465,10 +384,6 @@ def _with(lineage: Lineage, stage: str, prompt: str, known: Mapping[str, Any]) -
 
 def _index(stage: str, prompt: Prompt, key: str) -> str:
     return f"sections/{prompt.name}/{stage}/{key}.json"
-
-
-def _remote_key(md5: str) -> str:
-    return f"{REMOTE}/{object_name(md5)}"
 
 
 def _file_sha256(path: Path) -> str:
