@@ -16,7 +16,7 @@ from retune.recorded import champion, find
 from retune.records import Lineage
 from retune.workspace import Workspaces
 
-__all__ = ["Checkout", "Part", "laid", "lay", "lineage_patch", "patch_text", "plan", "remote_commands", "uncommitted"]
+__all__ = ["Checkout", "Part", "laid", "lay", "lineage_patch", "patch_text", "plan", "remote_commands", "texts", "uncommitted"]
 
 DATA, LOCK = "data.dvc", "dvc.lock"
 
@@ -82,7 +82,7 @@ def _revision(entries: list[Entry], n: int | None) -> Entry:
 
 
 def _checkout(workspaces: Workspaces, data: Lineage, named: list[tuple[str, str | None, Lineage]]) -> Checkout:
-    before = _texts(workspaces.settings.project, [LOCK])[LOCK] or ""
+    before = texts(workspaces.settings.project, [LOCK])[LOCK] or ""
     files = {DATA: data.data, LOCK: before}
     parts = []
     for prompt, release, lineage in named:
@@ -104,7 +104,7 @@ def _belongs(section: str, prompt: str) -> bool:
 
 def uncommitted(project: Path, files: Mapping[str, str]) -> list[str]:
     """Those of the files that would change and hold what git does not have; without git, all that would change."""
-    changing = [path for path, text in _texts(project, files).items() if text is not None and text != files[path]]
+    changing = [path for path, text in texts(project, files).items() if text is not None and text != files[path]]
     if not changing:
         return []
     status = ["git", "status", "--porcelain", "--", *changing]
@@ -121,7 +121,7 @@ def lay(workspaces: Workspaces, files: Mapping[str, str]) -> list[str]:
     The store's place goes to .dvc/config.local, which git ignores. Raises StageError if DVC does not take it.
     """
     project = workspaces.settings.project
-    written = [path for path, text in _texts(project, files).items() if text != files[path]]
+    written = [path for path, text in texts(project, files).items() if text != files[path]]
     for path in written:
         (project / path).write_bytes(files[path].encode())
     for command in remote_commands(workspaces):
@@ -165,7 +165,8 @@ def _lines(text: str) -> list[str]:
     return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
-def _texts(project: Path, paths: Iterable[str]) -> dict[str, str | None]:
+def texts(project: Path, paths: Iterable[str]) -> dict[str, str | None]:
+    """The files as they stand in the checkout, None for one that is not there."""
     return {path: (project / path).read_bytes().decode() if (project / path).is_file() else None for path in paths}
 
 
@@ -174,6 +175,6 @@ def _at_commit(project: Path, commit: str, path: str) -> str | None:
     try:
         subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=project, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return _texts(project, [path])[path]
+        return texts(project, [path])[path]
     shown = subprocess.run(["git", "show", f"{commit}:./{path}"], cwd=project, capture_output=True, check=False)
     return shown.stdout.decode() if shown.returncode == 0 else None

@@ -27,7 +27,7 @@ def checkout(
     show_command: ShowCommand = False,
 ) -> None:
     """Lay data.dvc, dvc.lock and the prompt file of a release or revision into the working tree. `dvc pull` then brings the files."""
-    from retune.checkout import lay, patch_text, plan, remote_commands, uncommitted
+    from retune.checkout import lay, patch_text, plan, remote_commands, texts, uncommitted
     from retune.settings import Settings
     from retune.workspace import Workspaces
 
@@ -35,8 +35,7 @@ def checkout(
     planned = plan(workspaces, release, data, prompt)
     project = workspaces.settings.project
     if show_command:
-        before = {path: (project / path).read_text("utf-8") if (project / path).is_file() else None for path in planned.files}
-        if patch := patch_text(before, planned.files):
+        if patch := patch_text(texts(project, planned.files), planned.files):
             plain(f"git apply <<'EOF'\n{patch}EOF")
         plain("\n".join(map(shell, remote_commands(workspaces))))
         return

@@ -117,9 +117,9 @@ class Workspaces:
         Retry: safe at any point; a finished stage is restored.
         """
         start = time.monotonic()
-        lineage = self._resolve(prompt, lineage)
         name = f"{stage}@{prompt.name}"
         key = self._key(stage, prompt, lineage)
+        lineage = self._resolve(prompt, lineage)
         index = _index(stage, prompt, key)
         if self.store.exists(index):
             known = json.loads(self.store.get(index))
@@ -267,7 +267,7 @@ class Workspaces:
         definition = self._stage("resolve", prompt.name)
         place = self.settings.prompts / f"{prompt.name}.yaml"
         resolved = resolved_yaml(prompt).encode()
-        written = rewritten(place.read_text("utf-8"), prompt).encode() if place.is_file() else resolved
+        written = rewritten(place.read_bytes().decode(), prompt).encode() if place.is_file() else resolved
         deps = {path: self.settings.project / path for path in definition["deps"]}
         contents = {path: written if path.startswith("prompts/") else file.read_bytes() for path, file in deps.items()}
         section = {
