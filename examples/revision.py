@@ -2,7 +2,7 @@
 
     python examples/revision.py [--out FOLDER]      (default: the project)
 
-dvc.lock holds stage preprocess alone: its outputs are the same bytes everywhere, those of tune only on like machines.
+dvc.lock holds the stages resolve and preprocess: their outputs are the same bytes everywhere, those of tune only on like machines.
 """
 
 import argparse
@@ -40,12 +40,13 @@ def main() -> None:
             for file in sorted((ROOT / "examples/batches" / PROMPT / batch).iterdir()):
                 shutil.copy(file, landing)
             ingest(PROMPT, f"batch {batch}", "examples/revision.py")
+        os.environ["RETUNE_PROMPTS"] = str(ROOT / "prompts")  # as it stands in the repository, not with the scratch folder's landing zone
         workspaces = Workspaces(Settings.load())
         head = Ledger(workspaces.store, "dataset").head()
         if head is None:
             raise SystemExit("nothing was ingested")
         lineage = workspaces.lineage(head.body["data"], head.n)
-        lineage = workspaces.run("preprocess", load_prompt(prompts / f"{PROMPT}.yaml"), lineage).lineage
+        lineage = workspaces.run("preprocess", load_prompt(ROOT / f"prompts/{PROMPT}.yaml"), lineage).lineage
     (out / "data.dvc").write_text(lineage.data, "utf-8")
     (out / "dvc.lock").write_text(lineage.lock, "utf-8")
     print(f"wrote {out / 'data.dvc'} and {out / 'dvc.lock'}")

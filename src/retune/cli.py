@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from retune import cli_read, cli_rollback, cli_run, cli_stack
+from retune import cli_lineage, cli_read, cli_rollback, cli_run, cli_stack
 from retune.errors import ConfigError, RetuneError
 
 __all__ = ["app"]
@@ -36,7 +36,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Keeps the prompts of a frozen language model in tune with incoming data.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Settings are environment variables, listed in .env.example.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 reproduced with differences. "
+    "Settings are environment variables, listed in .env.example.",
 )
 app.command(epilog="Example: [bold]retune up[/]   Airflow and MLflow then listen on 127.0.0.1; their state is in .retune.")(cli_stack.up)
 app.command(epilog="Example: [bold]retune down[/]   Tasks that run are cut off, and tried again after the next start.")(cli_stack.down)
@@ -56,6 +57,13 @@ app.command(
     epilog="Examples: [bold]retune predict ticket_priority --text 'Nothing works since noon'[/], "
     "[bold]retune predict ticket_priority --file rows.jsonl --json[/]"
 )(cli_read.predict)
+app.command(
+    epilog="Examples: [bold]retune checkout[/], [bold]retune checkout 3f9c1a[/], [bold]retune checkout --data 0 --force[/]   "
+    "Then: [bold]dvc pull[/]"
+)(cli_lineage.checkout)
+app.command(
+    epilog="Examples: [bold]retune reproduce ticket_priority[/], [bold]retune reproduce ticket_priority --release 3f9c1a --keep rebuilt[/]"
+)(cli_lineage.reproduce)
 app.command(epilog="Example: [bold]retune doctor --json | jq '.checks[] | select(.state != \"ok\")'[/]")(cli_read.doctor)
 
 

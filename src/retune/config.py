@@ -30,6 +30,7 @@ __all__ = [
     "load_prompt",
     "load_prompts",
     "override",
+    "resolved_yaml",
     "sha256_json",
 ]
 
@@ -284,8 +285,8 @@ def _build(raw: Any, where: str) -> Prompt:
         raise ConfigError(f"{where}: {len(lines)} error(s)\n  " + "\n  ".join(lines)) from None
 
 
-def load_prompt(path: Path) -> Prompt:
-    """Reads one prompt file.
+def load_prompt(path: Path, name: str | None = None) -> Prompt:
+    """Reads one prompt file; `name` is the prompt's where the file is not called after it.
 
     Raises ConfigError with every error of the file at once.
     """
@@ -296,11 +297,16 @@ def load_prompt(path: Path) -> Prompt:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     prompt = _build(raw, str(path))
-    if prompt.name != path.stem:
-        raise ConfigError(f"{path}: name must be {path.stem!r} as the file says, got {prompt.name!r}")
+    if prompt.name != (name or path.stem):
+        raise ConfigError(f"{path}: name must be {name or path.stem!r} as the file says, got {prompt.name!r}")
     if not prompt.source.path:
         raise ConfigError(f"{path}: source must say where new data land: a folder, or s3://bucket/prefix")
     return prompt
+
+
+def resolved_yaml(prompt: Prompt) -> str:
+    """The prompt as a file with every default written out: what stage resolve makes and the other stages read."""
+    return yaml.safe_dump(prompt.model_dump(mode="json"), sort_keys=True, allow_unicode=True)
 
 
 def load_prompts(folder: Path) -> dict[str, Prompt]:

@@ -49,6 +49,8 @@ class Lineage(_Record):
     """sha256 of requirements.lock."""
     revision: int = -1
     """Number of the dataset ledger's entry that `data` came from."""
+    machines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Stage -> the machine that executed it (see `retune.machine`)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Runs one DVC stage in a private workspace and passes lineage on. The only module that knows DVC.
+"""Runs one DVC stage in a private workspace and passes lineage on. What is known of DVC's files stands in `retune.dvc_files`.
 
 A stage is looked up in the store's section index first, by the hash of its command, dependencies and parameters. What is found there was
 executed, pushed and read back before, so it is restored without starting DVC. What is not found runs as `dvc repro` in a temporary
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -24,22 +24,22 @@ from typing import Any
 
 import yaml
 
-from retune.config import Prompt, sha256_json
+from retune.config import Prompt, resolved_yaml, sha256_json
+from retune.dvc_files import EMPTY_DIR, REMOTE, entry, lay, path_md5, safe, sections
 from retune.errors import BadInputError, ConfigError, IntegrityError, StageError
 from retune.guard import run_guarded
+from retune.machine import machine
+from retune.objects import Objects
+from retune.prompt_file import rewritten
 from retune.records import Lineage
 from retune.settings import Settings
 from retune.stages import BAD_INPUT
 from retune.store import Store, open_store
 
-__all__ = ["EMPTY_DATA", "StageRun", "Workspaces", "code_state"]
+__all__ = ["STAGES", "StageRun", "Workspaces", "code_state"]
 
-REMOTE = "dvc"
-"""Prefix of the DVC remote in the store."""
-EMPTY_DIR = "d751713988987e9331980363e24189ce.dir"
-"""DVC's hash of a folder without files."""
-EMPTY_DATA = yaml.safe_dump({"outs": [{"md5": EMPTY_DIR, "size": 0, "nfiles": 0, "hash": "md5", "path": "data"}]}, sort_keys=False)
-"""Text of a data.dvc that holds nothing yet."""
+STAGES = ("preprocess", "tune", "evaluate")
+"""The stages that a run goes through, in order; `resolve` before them is laid, never run."""
 
 _DVC = """
 import json, sys
@@ -83,6 +83,8 @@ class Workspaces:
         self.settings = settings
         self.store: Store = open_store(settings.store, settings.s3_endpoint)
         self.log = log
+        self.objects = Objects(self.store, settings.cache)
+        self.files, self.read, self.fetch = self.objects.files, self.objects.read, self.objects.fetch
 
     # ---- lineage
 
@@ -94,68 +96,16 @@ class Workspaces:
 
     def section(self, lineage: Lineage, stage: str, prompt: str) -> dict[str, Any]:
         """The stage's section of the lineage's dvc.lock. Raises IntegrityError if the lineage has none."""
-        sections = _sections(lineage.lock)
+        found = sections(lineage.lock)
         name = f"{stage}@{prompt}"
-        if name not in sections:
-            raise IntegrityError(f"lineage has no section {name!r}; it has {', '.join(sections) or 'none'}")
-        return sections[name]
+        if name not in found:
+            raise IntegrityError(f"lineage has no section {name!r}; it has {', '.join(found) or 'none'}")
+        return found[name]
 
     def with_output(self, lineage: Lineage, prompt: Prompt, stage: str, outs: list[dict[str, Any]]) -> Lineage:
         """The lineage with `stage` replaced by a minimal section that has `outs`: an earlier release beside today's code."""
         command = self._stage(stage, prompt.name)["cmd"]
-        return _lay(lineage, f"{stage}@{prompt.name}", {"cmd": command, "outs": outs})
-
-    # ---- outputs, straight from the content-addressed remote
-
-    def files(self, lineage: Lineage, path: str) -> dict[str, str]:
-        """Files under a tracked path: relative path ("" for a file itself) -> md5.
-
-        Raises IntegrityError if the lineage does not know the path.
-        """
-        for out in _outs(lineage):
-            inside = _relative(path, out["path"])
-            if inside is None:
-                continue
-            if not out["md5"].endswith(".dir"):
-                return {"": out["md5"]}
-            listing = {item["relpath"]: item["md5"] for item in json.loads(self._object(out["md5"]))}
-            if inside == "":
-                return listing
-            if inside in listing:
-                return {"": listing[inside]}
-            return {name[len(inside) + 1 :]: md5 for name, md5 in listing.items() if name.startswith(inside + "/")}
-        raise IntegrityError(f"lineage does not track {path!r}")
-
-    def read(self, lineage: Lineage, path: str) -> bytes:
-        """One tracked file, its hash verified."""
-        files = self.files(lineage, path)
-        if set(files) != {""}:
-            raise IntegrityError(f"{path!r} is not one file in this lineage but {len(files)}")
-        return self._object(files[""])
-
-    def fetch(self, lineage: Lineage, path: str, target: Path) -> Path:
-        """A tracked folder's files, hashes verified, laid under `target`."""
-        for name, md5 in self.files(lineage, path).items():
-            place = target / _safe(name) if name else target
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(self._object(md5))
-        return target
-
-    def _object(self, md5: str) -> bytes:
-        """Bytes of a DVC object, from the host's cache or the remote."""
-        name = f"files/md5/{md5[:2]}/{md5[2:]}"
-        cached = self.settings.cache / name
-        if cached.is_file():
-            data = cached.read_bytes()
-            if hashlib.md5(data, usedforsecurity=False).hexdigest() == md5.removesuffix(".dir"):
-                return data
-        data = self.store.get(f"{REMOTE}/{name}")
-        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        if found != md5.removesuffix(".dir"):
-            raise IntegrityError(
-                f"object {name} in the store has hash {found}: it was changed or cut after it was pushed; restore it from a backup"
-            )
-        return data
+        return lay(lineage, f"{stage}@{prompt.name}", {"cmd": command, "outs": outs})
 
     # ---- stages
 
@@ -169,9 +119,11 @@ class Workspaces:
         start = time.monotonic()
         name = f"{stage}@{prompt.name}"
         key = self._key(stage, prompt, lineage)
-        index = f"sections/{prompt.name}/{stage}/{key}.json"
+        lineage = self._resolve(prompt, lineage)
+        index = _index(stage, prompt, key)
         if self.store.exists(index):
-            laid = _lay(lineage, name, json.loads(self.store.get(index)))
+            known = json.loads(self.store.get(index))
+            laid = _with(lineage, stage, prompt.name, known)
             if missing := self._missing(laid, stage, prompt.name):
                 self.log(f"{name}: {len(missing)} recorded object(s) are gone from the store ({missing[0]}, ...): running it again")
             else:
@@ -179,13 +131,62 @@ class Workspaces:
                 return StageRun(laid, key, True, time.monotonic() - start)
         with self._workspace(lineage, prompt, stage) as folder:
             self._dvc(folder, ["repro", "--pull", "--no-run-cache", "-s", name], ["push", "-q", name], environment=environment)
-            section = _sections((folder / "dvc.lock").read_text("utf-8"))[name]
-            laid = _lay(lineage, name, section)
-            self._verify(laid, stage, prompt.name)
+            known = {"section": sections((folder / "dvc.lock").read_text("utf-8"))[name], "machine": machine()}
+            laid = _with(lineage, stage, prompt.name, known)
+            for md5 in self._stage_objects(laid, stage, prompt.name):
+                self.objects.verify(md5)
             if self._key(stage, prompt, lineage) != key:
                 raise StageError(f"the code or files that {name} depends on changed while it ran; run it again")
-            self.store.put(index, json.dumps(section).encode())
+            self.store.put(index, json.dumps(known).encode())
         return StageRun(laid, key, False, time.monotonic() - start)
+
+    def execute(self, prompt: Prompt, lineage: Lineage, environment: Mapping[str, str]) -> Lineage:
+        """Preprocesses and tunes from the lineage's data, whatever was done before; returns the lineage that this makes.
+
+        Nothing is restored, pushed or indexed: its files are in the host's cache alone. Raises as `run` does.
+        """
+        stages = STAGES[:2]
+        names = [f"{stage}@{prompt.name}" for stage in stages]
+        with self._workspace(replace(lineage, lock=""), prompt, *stages) as folder:
+            self._dvc(folder, *(["repro", "--pull", "--no-run-cache", "-s", name] for name in names), environment=environment)
+            made = sections((folder / "dvc.lock").read_text("utf-8"))
+        for stage, name in zip(stages, names, strict=True):
+            lineage = _with(lineage, stage, prompt.name, {"section": made[name], "machine": machine({**os.environ, **environment})})
+        return lineage
+
+    def known(self, prompt: Prompt, lineage: Lineage) -> Lineage:
+        """The lineage with every stage that the section index knows, up to the first that would have to run. Runs nothing."""
+        lineage = self._resolve(prompt, lineage)
+        for stage in STAGES:
+            index = _index(stage, prompt, self._key(stage, prompt, lineage))
+            if not self.store.exists(index):
+                break
+            laid = _with(lineage, stage, prompt.name, json.loads(self.store.get(index)))
+            if self._missing(laid, stage, prompt.name):
+                break
+            lineage = laid
+        return lineage
+
+    def prompt_file(self, lineage: Lineage, prompt: str) -> bytes:
+        """The prompt file that the lineage's parameters follow from, as it was written, with the run's overrides."""
+        return self.objects.get(self._dependencies(lineage, "resolve", prompt)[f"prompts/{prompt}.yaml"])
+
+    def changed_code(self, lineage: Lineage, prompt: str) -> list[str]:
+        """Files and folders of the project that are not what the lineage's stages ran with; empty if all are."""
+        stages = [name.partition("@")[0] for name in sections(lineage.lock) if name.endswith(f"@{prompt}")]
+        recorded = {item for stage in stages for item in self._dependencies(lineage, stage, prompt).items()}
+        code = [(path, md5) for path, md5 in recorded if self._is_code(path) and not path.startswith("prompts/")]
+        project = self.settings.project
+        return sorted({path for path, md5 in code if not (project / path).exists() or path_md5(project / path) != md5})
+
+    def remote_settings(self) -> dict[str, str]:
+        """What DVC must know of the store's remote, credentials apart: those come from the environment."""
+        found = {"url": f"{self.settings.store}/{REMOTE}"}
+        if self.settings.store.startswith("s3://"):
+            found["region"] = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION") or "us-east-1"
+            if self.settings.s3_endpoint:
+                found["endpointurl"] = self.settings.s3_endpoint
+        return found
 
     def add_data(self, data: str, add: Mapping[str, Path], remove: tuple[str, ...] = ()) -> str:
         """The data.dvc text after adding and removing files under `data/`, pushed and read back.
@@ -194,11 +195,12 @@ class Workspaces:
         """
         lineage = Lineage(data, "", {}, "", False, "")
         if remove:
-            listing = {name: md5 for name, md5 in self.files(lineage, "data").items() if name not in set(remove)}
-            data = self._write_listing(listing)
+            stay = {name: md5 for name, md5 in self.files(lineage, "data").items() if name not in set(remove)}
+            out = {"md5": self.objects.keep_listing(stay), "nfiles": len(stay), "hash": "md5", "path": "data"}
+            data = yaml.safe_dump({"outs": [out]}, sort_keys=False)
         with self._workspace(replace(lineage, data=data)) as folder:
             for name, path in add.items():
-                place = folder / "data" / _safe(name)
+                place = folder / "data" / safe(name)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, place)
             added = [["add", "-q", *(f"data/{name}" for name in add)]] if add else []
@@ -207,7 +209,7 @@ class Workspaces:
         lineage = replace(lineage, data=data)
         files = self.files(lineage, "data")
         for name in add:
-            self._verify_object(files[name])
+            self.objects.verify(files[name])
         return data
 
     def data_hash(self, lineage: Lineage, prompt: str) -> str:
@@ -216,10 +218,13 @@ class Workspaces:
 
     def code_hash(self, prompt: Prompt) -> str:
         """sha256 over the code and lock file that the prompt's stages depend on."""
-        stages = ("preprocess", "tune", "evaluate")
-        return sha256_json({s: {d: self._project_hash(d) for d in self._stage(s, prompt.name)["deps"] if self._is_code(d)} for s in stages})
+        return sha256_json({s: {d: self._project_hash(d) for d in self._stage(s, prompt.name)["deps"] if self._is_code(d)} for s in STAGES})
 
     # ---- inside
+
+    def _dependencies(self, lineage: Lineage, stage: str, prompt: str) -> dict[str, str]:
+        """Path -> md5 of what a stage ran with, by its section. Empty for a section that names an output alone."""
+        return {dep["path"]: dep["md5"] for dep in self.section(lineage, stage, prompt).get("deps", []) if "md5" in dep}
 
     def _stage(self, stage: str, prompt: str) -> dict[str, Any]:
         """The stage's definition in dvc.yaml with the prompt's name in place."""
@@ -254,6 +259,28 @@ class Workspaces:
         outputs = [definition.get(kind, []) for kind in ("outs", "metrics", "plots")]
         return sha256_json({"cmd": definition["cmd"], "deps": dependencies, "params": parameters, "outs": outputs})
 
+    def _resolve(self, prompt: Prompt, lineage: Lineage) -> Lineage:
+        """The lineage with the section that stage resolve would leave by hand, its files in the store: DVC need not run for it.
+
+        The prompt file is the project's, with the run's overrides written into it.
+        """
+        definition = self._stage("resolve", prompt.name)
+        place = self.settings.prompts / f"{prompt.name}.yaml"
+        resolved = resolved_yaml(prompt).encode()
+        written = rewritten(place.read_bytes().decode(), prompt).encode() if place.is_file() else resolved
+        deps = {path: self.settings.project / path for path in definition["deps"]}
+        contents = {path: written if path.startswith("prompts/") else file.read_bytes() for path, file in deps.items()}
+        section = {
+            "cmd": definition["cmd"],
+            "deps": [entry(path, content) for path, content in contents.items()],
+            "outs": [entry(definition["outs"][0], resolved)],
+        }
+        if sections(lineage.lock).get(f"resolve@{prompt.name}") == section:
+            return lineage
+        for content in (written, resolved):
+            self.objects.put(content)
+        return lay(lineage, f"resolve@{prompt.name}", section)
+
     def _stage_objects(self, lineage: Lineage, stage: str, prompt: str) -> Iterator[str]:
         """md5 of every object that the stage's outputs consist of."""
         for out in self.section(lineage, stage, prompt).get("outs", []):
@@ -262,36 +289,12 @@ class Workspaces:
                 yield from self.files(lineage, out["path"]).values()
 
     def _missing(self, lineage: Lineage, stage: str, prompt: str) -> list[str]:
+        """Objects of a stage that are gone from the store. A folder whose listing is gone cannot be looked into."""
         outs = [out["md5"] for out in self.section(lineage, stage, prompt).get("outs", [])]
-        if gone := [md5 for md5 in outs if not self.store.exists(_remote_key(md5))]:
-            return gone
-        return [md5 for md5 in self._stage_objects(lineage, stage, prompt) if not self.store.exists(_remote_key(md5))]
-
-    def _verify(self, lineage: Lineage, stage: str, prompt: str) -> None:
-        for md5 in self._stage_objects(lineage, stage, prompt):
-            self._verify_object(md5)
-
-    def _verify_object(self, md5: str) -> None:
-        if not self.store.exists(_remote_key(md5)):
-            # DVC pushes a folder's listing last, and takes a listing that is there for all of its files; one may be lost since.
-            self.store.put(_remote_key(md5), self._object(md5))
-        found = self.store.md5(_remote_key(md5))
-        if found != md5.removesuffix(".dir"):
-            raise IntegrityError(f"{_remote_key(md5)} was pushed but reads back as {found}; look at the store's health and run again")
-
-    def _write_listing(self, listing: Mapping[str, str]) -> str:
-        """Puts DVC's listing of a folder into the host's cache and returns the data.dvc that names it."""
-        body = json.dumps([{"md5": listing[name], "relpath": name} for name in sorted(listing)]).encode()
-        md5 = hashlib.md5(body, usedforsecurity=False).hexdigest() + ".dir"
-        place = self.settings.cache / "files/md5" / md5[:2] / md5[2:]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(body)
-        temporary.replace(place)
-        return yaml.safe_dump({"outs": [{"md5": md5, "nfiles": len(listing), "hash": "md5", "path": "data"}]}, sort_keys=False)
+        return self.objects.missing(outs) or self.objects.missing(self._stage_objects(lineage, stage, prompt))
 
     @contextmanager
-    def _workspace(self, lineage: Lineage, prompt: Prompt | None = None, stage: str | None = None) -> Iterator[Path]:
+    def _workspace(self, lineage: Lineage, prompt: Prompt | None = None, *stages: str) -> Iterator[Path]:
         """A temporary folder with the project's definition and the lineage laid in it; removed at the end, whatever happens."""
         project = self.settings.project
         with _terminated_as_exception(), tempfile.TemporaryDirectory(prefix="retune-workspace-", ignore_cleanup_errors=True) as temporary:
@@ -301,30 +304,29 @@ class Workspaces:
             shutil.copyfile(project / ".dvcignore", folder / ".dvcignore")
             (folder / "data.dvc").write_text(lineage.data, "utf-8")
             if EMPTY_DIR in lineage.data:
-                self._write_listing({})
-            if prompt is not None and stage is not None:
-                self._lay_project(folder, prompt, stage)
+                self.objects.keep_listing({})
+            if prompt is not None:
+                self._lay_project(folder, prompt, stages)
                 if lineage.lock:
                     (folder / "dvc.lock").write_text(lineage.lock, "utf-8")
             yield folder
 
-    def _lay_project(self, folder: Path, prompt: Prompt, stage: str) -> None:
+    def _lay_project(self, folder: Path, prompt: Prompt, stages: Sequence[str]) -> None:
         project = self.settings.project
         shutil.copyfile(project / "dvc.yaml", folder / "dvc.yaml")
         (folder / "params.yaml").write_text(yaml.safe_dump({"prompts": [prompt.name]}), "utf-8")
-        (folder / "prompts").mkdir()
-        text = yaml.safe_dump(prompt.model_dump(mode="json"), sort_keys=True, allow_unicode=True)
-        (folder / f"prompts/{prompt.name}.yaml").write_text(text, "utf-8")
-        for path in filter(self._is_code, self._stage(stage, prompt.name)["deps"]):
+        (folder / f"artifacts/{prompt.name}").mkdir(parents=True)
+        (folder / f"artifacts/{prompt.name}/prompt.yaml").write_text(resolved_yaml(prompt), "utf-8")
+        for path in filter(self._is_code, [path for stage in stages for path in self._stage(stage, prompt.name)["deps"]]):
             source, target = project / path, folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
             else:
                 shutil.copyfile(source, target)
         reference = prompt.base_model.path
         if reference and not PurePosixPath(reference).is_absolute():
-            link = folder / _safe(reference)
+            link = folder / safe(reference)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(project / reference, target_is_directory=True)
 
@@ -332,11 +334,7 @@ class Workspaces:
         self.settings.cache.mkdir(parents=True, exist_ok=True)
         lines = ["[core]", "no_scm = true", "analytics = false", "check_update = false", "remote = store"]
         lines += ["[cache]", f"dir = {self.settings.cache}"]
-        lines += ["['remote \"store\"']", f"url = {self.settings.store}/{REMOTE}", "verify = true"]
-        if self.settings.store.startswith("s3://"):
-            lines.append(f"region = {os.environ.get('AWS_DEFAULT_REGION') or os.environ.get('AWS_REGION') or 'us-east-1'}")
-            if self.settings.s3_endpoint:
-                lines.append(f"endpointurl = {self.settings.s3_endpoint}")
+        lines += ["['remote \"store\"']", "verify = true", *(f"{name} = {value}" for name, value in self.remote_settings().items())]
         return "\n".join(lines) + "\n"
 
     def _dvc(self, folder: Path, *commands: list[str], environment: Mapping[str, str] | None = None) -> None:
@@ -379,39 +377,13 @@ def _terminated_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _sections(lock: str) -> dict[str, dict[str, Any]]:
-    return (yaml.safe_load(lock) or {}).get("stages", {}) if lock else {}
+def _with(lineage: Lineage, stage: str, prompt: str, known: Mapping[str, Any]) -> Lineage:
+    """The lineage with what the section index knows of a stage."""
+    return replace(lay(lineage, f"{stage}@{prompt}", known["section"]), machines={**lineage.machines, stage: known["machine"]})
 
 
-def _lay(lineage: Lineage, name: str, section: Mapping[str, Any]) -> Lineage:
-    stages = {**_sections(lineage.lock), name: dict(section)}
-    return replace(lineage, lock=yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
-
-
-def _outs(lineage: Lineage) -> list[dict[str, Any]]:
-    outs = list((yaml.safe_load(lineage.data) or {}).get("outs", []))
-    for section in _sections(lineage.lock).values():
-        outs += section.get("outs", [])
-    return outs
-
-
-def _relative(path: str, parent: str) -> str | None:
-    """`path` relative to `parent`: "" if they are the same, None if it is not inside."""
-    if path == parent:
-        return ""
-    return path[len(parent) + 1 :] if path.startswith(parent + "/") else None
-
-
-def _safe(name: str) -> PurePosixPath:
-    """A relative path that stays inside. Raises IntegrityError."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise IntegrityError(f"path {name!r} must be relative and stay inside its folder")
-    return path
-
-
-def _remote_key(md5: str) -> str:
-    return f"{REMOTE}/files/md5/{md5[:2]}/{md5[2:]}"
+def _index(stage: str, prompt: Prompt, key: str) -> str:
+    return f"sections/{prompt.name}/{stage}/{key}.json"
 
 
 def _file_sha256(path: Path) -> str:

@@ -16,17 +16,18 @@ import pytest
 import yaml
 
 from retune.config import Prompt
+from retune.dvc_files import EMPTY_DATA
 from retune.errors import BadInputError, IntegrityError, StageError
 from retune.records import Lineage
 from retune.settings import Settings
 from retune.stages import BAD_INPUT
-from retune.workspace import EMPTY_DATA, Workspaces
+from retune.workspace import Workspaces
 
 pytestmark = pytest.mark.integration
 
 STAGE = f"""
 import json, pathlib, sys, time, yaml
-fields = yaml.safe_load(open("prompts/p.yaml"))
+fields = yaml.safe_load(open("artifacts/p/prompt.yaml"))
 what = sys.argv[1]
 if what == "preprocess":
     seed = fields["preprocess"]["augmentation"]["seed"]
@@ -49,12 +50,20 @@ else:
 """
 DVC_YAML: dict[str, Any] = {
     "stages": {
+        "resolve": {
+            "foreach": "${prompts}",
+            "do": {
+                "cmd": "python src/resolve.py ${item}",
+                "deps": ["prompts/${item}.yaml", "src/stage.py"],
+                "outs": ["artifacts/${item}/prompt.yaml"],
+            },
+        },
         "preprocess": {
             "foreach": "${prompts}",
             "do": {
                 "cmd": "python src/stage.py preprocess ${item}",
                 "deps": ["data/${item}", "src/stage.py"],
-                "params": [{"prompts/${item}.yaml": ["preprocess"]}],
+                "params": [{"artifacts/${item}/prompt.yaml": ["preprocess"]}],
                 "outs": ["artifacts/${item}/dataset"],
             },
         },
@@ -63,8 +72,17 @@ DVC_YAML: dict[str, Any] = {
             "do": {
                 "cmd": "python src/stage.py tune ${item}",
                 "deps": ["artifacts/${item}/dataset/train.txt", "src/stage.py"],
-                "params": [{"prompts/${item}.yaml": ["tune"]}],
+                "params": [{"artifacts/${item}/prompt.yaml": ["tune"]}],
                 "outs": ["artifacts/${item}/release"],
+            },
+        },
+        "evaluate": {
+            "foreach": "${prompts}",
+            "do": {
+                "cmd": "python src/stage.py evaluate ${item}",
+                "deps": ["artifacts/${item}/release", "src/stage.py"],
+                "params": [{"artifacts/${item}/prompt.yaml": ["task"]}],
+                "metrics": ["artifacts/${item}/metrics.json"],
             },
         },
     }
@@ -131,6 +149,47 @@ def test_another_host_restores_both_stages_without_dvc(folder: Path, data: str, 
     assert again.lineage.lock == done.lock
     assert not any(line.startswith("$ dvc") for line in log)
     assert workspaces.read(again.lineage, "artifacts/p/release") == b"tune one\n"
+
+
+def test_the_resolved_prompt_file_is_laid_as_dvc_would_lay_it(folder: Path, data: str, done: Lineage, tmp_path: Path) -> None:
+    workspaces, _ = host(folder, "second")
+    section = workspaces.section(done, "resolve", "p")
+    assert yaml.safe_load(workspaces.read(done, "artifacts/p/prompt.yaml")) == prompt().model_dump(mode="json")
+    assert [dep["path"] for dep in section["deps"]] == ["prompts/p.yaml", "src/stage.py"]
+    assert workspaces.prompt_file(done, "p") == workspaces.read(done, "artifacts/p/prompt.yaml"), "this project has no prompt file"
+    assert workspaces.changed_code(done, "p") == []
+    copy = tmp_path / "project"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("cache-*", ".retune"))
+    (copy / "src/stage.py").write_text("# other\n")
+    assert host(copy, "first")[0].changed_code(done, "p") == ["src/stage.py"]
+
+
+def test_a_restored_stage_names_the_machine_that_executed_it(folder: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspaces, _ = host(folder, "first")
+    monkeypatch.setenv("RETUNE_THREADS", "3")
+    executed = workspaces.run("preprocess", prompt(seed=3), workspaces.lineage(data, 0))
+    monkeypatch.setenv("RETUNE_THREADS", "5")
+    restored = workspaces.run("preprocess", prompt(seed=3), workspaces.lineage(data, 0))
+    assert (executed.restored, restored.restored) == (False, True)
+    assert restored.lineage.machines["preprocess"]["threads"] == executed.lineage.machines["preprocess"]["threads"] == 3
+
+
+def test_what_is_known_is_laid_and_nothing_runs(folder: Path, data: str, done: Lineage) -> None:
+    workspaces, log = host(folder, "asker")
+    assert workspaces.known(prompt(), workspaces.lineage(data, 0)).lock == done.lock
+    unknown = workspaces.known(prompt(seed=77), workspaces.lineage(data, 0))
+    assert "resolve@p" in unknown.lock
+    assert "preprocess@p" not in unknown.lock
+    assert log == []
+
+
+def test_an_execution_restores_and_records_nothing(folder: Path, data: str, done: Lineage, tmp_path: Path) -> None:
+    before = sorted((folder / ".retune/store").rglob("*"))
+    workspaces, log = host(folder, "executor")
+    made = workspaces.execute(prompt(), done, {"RETUNE_THREADS": "1"})
+    assert sum(line.startswith("Running stage") for line in log) == 2
+    assert workspaces.files(made, "artifacts/p/dataset") == workspaces.files(done, "artifacts/p/dataset")
+    assert sorted((folder / ".retune/store").rglob("*")) == before
 
 
 def test_a_description_reruns_nothing_a_parameter_does(folder: Path, data: str, done: Lineage) -> None:

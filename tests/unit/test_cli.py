@@ -15,7 +15,10 @@ from retune.errors import ConfigError
 from retune.ledger import Ledger
 from retune.store import open_store
 
-COMMANDS = ("up", "down", "status", "run", "land", "releases", "ledger", "rollback", "unbar", "predict", "doctor")
+COMMANDS = (
+    *("up", "down", "status", "run", "land", "releases", "ledger", "rollback", "unbar", "predict"),
+    *("checkout", "reproduce", "doctor"),
+)
 PROMPT = """
 name: p
 task: generation
@@ -154,6 +157,12 @@ def test_people_get_tables(decided):
         (("predict", "p", "--text", "x"), 1, "retune up"),
         (("predict", "p"), 2, "--text or --file"),
         (("land", "p", "none.csv"), 1, "no such file"),
+        (("checkout",), 1, "no dataset revision yet"),
+        (("checkout", "--prompt", "unknown"), 2, "no prompt file"),
+        (("checkout", "abc", "--data", "1"), 2, "either a release or --data"),
+        (("checkout", "abc"), 1, "begins 0 releases of p"),
+        (("reproduce", "p"), 1, "nothing was released"),
+        (("reproduce", "p", "--release", "abc"), 1, "begins 0 releases of p"),
         (("nonsense",), 2, ""),
     ],
 )

@@ -59,13 +59,13 @@ def test_stage_depends_on_exactly_the_code_it_imports(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_names_fields_that_prompt_files_have(stage: str) -> None:
-    fields = {field for entry in STAGES[stage]["do"]["params"] for names in entry.values() for field in names}
+    fields = {field for entry in STAGES[stage]["do"].get("params", []) for names in entry.values() for field in names}
     assert fields <= set(Prompt.model_fields)
 
 
 def test_a_release_is_made_of_the_parameters_of_stage_tune() -> None:
     (entry,) = STAGES["tune"]["do"]["params"]
-    assert set(entry["prompts/${item}.yaml"]) == set(RELEASED)
+    assert set(entry["artifacts/${item}/prompt.yaml"]) == set(RELEASED)
 
 
 def test_params_name_every_prompt_file() -> None:

@@ -19,12 +19,12 @@ BAD_INPUT = "retune-bad-input "
 """Starts the line by which a stage tells its parent process that a retry cannot help; JSON of error and message follows."""
 
 
-def run_stage(stage: Callable[[Prompt], None]) -> None:
-    """Runs a stage on the prompt named on the command line; exit code 3 if a retry cannot help."""
+def run_stage(stage: Callable[[Prompt], None], file: str = "artifacts/{}/prompt.yaml") -> None:
+    """Runs a stage on the prompt named on the command line, as `file` has it; exit code 3 if a retry cannot help."""
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m {stage.__module__} PROMPT")
     try:
-        stage(load_prompt(Path("prompts") / f"{sys.argv[1]}.yaml"))
+        stage(load_prompt(Path(file.format(sys.argv[1])), sys.argv[1]))
     except (BadInputError, ConfigError, IntegrityError) as error:
         print(BAD_INPUT + json.dumps([type(error).__name__, str(error)]), file=sys.stderr, flush=True)
         sys.exit(3)

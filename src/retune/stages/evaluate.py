@@ -4,7 +4,7 @@ Reads::
 
     artifacts/<prompt>/dataset/test.parquet
     artifacts/<prompt>/release/    template, labels and generation settings come from its own prompt.yaml
-    prompts/<prompt>.yaml          labels and slices of today
+    artifacts/<prompt>/prompt.yaml labels and slices of today
 
 Writes::
 

@@ -3,6 +3,7 @@
 Reads::
 
     data/<prompt>/*.parquet        parts as ingest wrote them
+    artifacts/<prompt>/prompt.yaml resolved
 
 Writes::
 

@@ -3,7 +3,7 @@
 Reads::
 
     artifacts/<prompt>/dataset/train.parquet  validation.parquet  inputs.json
-    prompts/<prompt>.yaml          resolved: the trial's overrides stand in it
+    artifacts/<prompt>/prompt.yaml resolved: the trial's overrides stand in it
     the base model                 verified by hash
 
 Writes::

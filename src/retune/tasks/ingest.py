@@ -10,12 +10,13 @@ from retune.config import Prompt, load_prompt
 from retune.data.identity import keep_identities
 from retune.data.ingest import QUARANTINE, ObjectResult, ingest_object, new_or_changed
 from retune.data.landing import Landing, open_objects
+from retune.dvc_files import EMPTY_DATA
 from retune.errors import ConflictError
 from retune.ledger import Entry, Ledger
 from retune.settings import Settings
 from retune.store import s3_client
 from retune.tasks.context import Json
-from retune.workspace import EMPTY_DATA, Workspaces
+from retune.workspace import Workspaces
 
 __all__ = ["ingest"]
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import yaml
 from retune.config import Prompt
 from retune.errors import IntegrityError
 from retune.ledger import Entry
+from retune.recorded import by_release
 from retune.records import Lineage
 from retune.tasks.context import Context, Json, read_frame
 from retune.workspace import Workspaces
@@ -19,7 +19,7 @@ from retune.workspace import Workspaces
 if TYPE_CHECKING:
     from retune.registry import Registry
 
-__all__ = ["SMOKE_ROWS", "ReleaseRecord", "lineage_of", "read_release_record", "record_of", "register", "smoke_test"]
+__all__ = ["SMOKE_ROWS", "ReleaseRecord", "read_release_record", "record_of", "register", "smoke_test"]
 
 SMOKE_ROWS = 8
 """Test rows that a release must answer before, or right after, it becomes the champion."""
@@ -77,15 +77,6 @@ def register(registry: "Registry", workspaces: Workspaces, prompt: Prompt, linea
         return registry.register(prompt, release.id, folder, run_id, {k: str(v) for k, v in tags.items()})
 
 
-def lineage_of(entries: Iterable[Entry], release: str) -> Lineage | None:
-    """Lineage of a release as the ledger's latest entry on it has it; None if the ledger does not know the release."""
-    for entry in reversed(list(entries)):
-        made = entry.body.get("candidate") if entry.kind != "found" else entry.body["champion"]
-        if made and made["release"] == release and "lineage" in entry.body:
-            return Lineage.from_json(entry.body["lineage"])
-    return None
-
-
 def record_of(context: Context, entries: list[Entry], release: str, version: str) -> Json:
     """The ledger's `champion` for a release that it knows, champion once or not.
 
@@ -95,9 +86,7 @@ def record_of(context: Context, entries: list[Entry], release: str, version: str
         champion = entry.body.get("champion")
         if champion and champion["release"] == release:
             return dict(champion)
-    lineage = lineage_of(entries, release)
-    if lineage is None:
-        raise IntegrityError(f"the ledger of {context.prompt.name} does not know release {release[:12]}")
+    lineage = _lineage(context, entries, release)
     metrics = next(e.body["candidate"]["metrics"] for e in reversed(entries) if (e.body.get("candidate") or {}).get("release") == release)
     return read_release_record(context.workspaces, context.prompt, lineage).champion(version, metrics)
 
@@ -112,9 +101,7 @@ def smoke_test(context: Context, entries: list[Entry], release: str, reference: 
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
-    lineage = lineage_of(entries, release)
-    if lineage is None:
-        raise IntegrityError(f"the ledger of {context.prompt.name} does not know release {release[:12]}")
+    lineage = _lineage(context, entries, release)
     model, place = f"models:/{context.prompt.name}{reference}", f"artifacts/{context.prompt.name}"
     test = read_frame(context, lineage, f"{place}/dataset/test.parquet").head(SMOKE_ROWS)
     try:
@@ -136,3 +123,10 @@ def smoke_test(context: Context, entries: list[Entry], release: str, reference: 
         pd.testing.assert_frame_equal(got[scores], expected[scores].reset_index(drop=True), check_exact=False, atol=1e-4)
     except AssertionError as error:
         raise IntegrityError(f"{model} gives other probabilities than the pipeline recorded: {error}") from None
+
+
+def _lineage(context: Context, entries: list[Entry], release: str) -> Lineage:
+    known = by_release(context.prompt.name, entries)
+    if release not in known:
+        raise IntegrityError(f"the ledger of {context.prompt.name} does not know release {release[:12]}")
+    return known[release].lineage

@@ -122,8 +122,9 @@ def _beside(context: Context, run: Json, champion: Json) -> Lineage:
 def evaluate(run: Json, contender: Json) -> Json:
     """One release on the run's test rows, in the same code as any other. Retry: restored when done before."""
     context = Context.of(run)
+    prompt = override(context.prompt, contender["trial"]["overrides"]) if "trial" in contender else context.prompt
     with context.tracker.working(run["mlflow_run_id"]):
-        done = context.workspaces.run("evaluate", context.prompt, Lineage.from_json(contender["lineage"]), context.environment())
+        done = context.workspaces.run("evaluate", prompt, Lineage.from_json(contender["lineage"]), context.environment())
     metrics = json.loads(context.workspaces.read(done.lineage, f"artifacts/{context.prompt.name}/metrics.json"))
     return {
         **contender,

@@ -19,6 +19,7 @@ from retune.promotion import decide as gate
 from retune.records import Decision, Evaluation, Lineage, Trigger
 from retune.registry import CHAMPION
 from retune.tasks.context import Context, Json, champion_of, read_frame
+from retune.tasks.patch import log_patch
 from retune.tasks.release import read_release_record, register, smoke_test
 from retune.tasks.retrain import evaluate_champion
 
@@ -43,6 +44,8 @@ def decide(run: Json, evaluated: list[Json]) -> Json:
             if earlier := _recorded(entries, run):
                 return {"verdict": earlier.body["decision"]["verdict"], "entry": earlier.n, "ask": False, "links": links}
             judged = _judge(context, run, evaluated, entries)
+            if run["patch"]:
+                log_patch(context, run_id, Lineage.from_json(judged["lineage"]))
             summary = _show(context, run, judged)
             if judged["decision"]["verdict"] == "PROMOTE":
                 return {"verdict": "PROMOTE", "judged": judged, "ask": run["approval"], "summary": summary, "links": links}

@@ -1,0 +1,104 @@
+"""Tracked files straight from the content-addressed remote, or from the host's cache before it; the hash of every byte verified."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from retune.dvc_files import REMOTE, listing, md5_of, object_name, outs, relative, safe
+from retune.errors import IntegrityError
+from retune.records import Lineage
+from retune.store import Store
+
+__all__ = ["Objects"]
+
+
+class Objects:
+    """The remote of one store and the cache of one host."""
+
+    def __init__(self, store: Store, cache: Path) -> None:
+        self._store = store
+        self._cache = cache
+
+    def files(self, lineage: Lineage, path: str) -> dict[str, str]:
+        """Files under a tracked path: relative path ("" for a file itself) -> md5.
+
+        Raises IntegrityError if the lineage does not know the path.
+        """
+        for out in outs(lineage):
+            inside = relative(path, out["path"])
+            if inside is None:
+                continue
+            if not out["md5"].endswith(".dir"):
+                return {"": out["md5"]}
+            found = {item["relpath"]: item["md5"] for item in json.loads(self.get(out["md5"]))}
+            if inside == "":
+                return found
+            if inside in found:
+                return {"": found[inside]}
+            return {name[len(inside) + 1 :]: md5 for name, md5 in found.items() if name.startswith(inside + "/")}
+        raise IntegrityError(f"lineage does not track {path!r}")
+
+    def read(self, lineage: Lineage, path: str) -> bytes:
+        """One tracked file. Raises IntegrityError if it is not one, or not the recorded bytes."""
+        files = self.files(lineage, path)
+        if set(files) != {""}:
+            raise IntegrityError(f"{path!r} is not one file in this lineage but {len(files)}")
+        return self.get(files[""])
+
+    def fetch(self, lineage: Lineage, path: str, target: Path) -> Path:
+        """Lays a tracked folder's files under `target`, or a tracked file at it. Raises as `read` does."""
+        for name, md5 in self.files(lineage, path).items():
+            place = target / safe(name) if name else target
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(self.get(md5))
+        return target
+
+    def get(self, md5: str) -> bytes:
+        """An object's bytes. Raises IntegrityError if the remote's are others, StoreKeyError if it has none."""
+        name = object_name(md5)
+        cached = self._cache / name
+        if cached.is_file():
+            data = cached.read_bytes()
+            if md5_of(data) == md5.removesuffix(".dir"):
+                return data
+        data = self._store.get(_key(md5))
+        found = md5_of(data)
+        if found != md5.removesuffix(".dir"):
+            raise IntegrityError(
+                f"object {name} in the store has hash {found}: it was changed or cut after it was pushed; restore it from a backup"
+            )
+        return data
+
+    def put(self, content: bytes) -> None:
+        """Puts a file's content into the remote, unless it is there."""
+        if not self._store.exists(key := _key(md5_of(content))):
+            self._store.put(key, content)
+
+    def missing(self, md5s: Iterable[str]) -> list[str]:
+        """Those that the remote does not hold."""
+        return [md5 for md5 in md5s if not self._store.exists(_key(md5))]
+
+    def verify(self, md5: str) -> None:
+        """Reads an object back from the remote. Raises IntegrityError if it is not what was pushed."""
+        if not self._store.exists(_key(md5)):
+            # DVC pushes a folder's listing last, and takes a listing that is there for all of its files; one may be lost since.
+            self._store.put(_key(md5), self.get(md5))
+        found = self._store.md5(_key(md5))
+        if found != md5.removesuffix(".dir"):
+            raise IntegrityError(f"{_key(md5)} was pushed but reads back as {found}; look at the store's health and run again")
+
+    def keep_listing(self, files: Mapping[str, str]) -> str:
+        """Puts DVC's listing of a folder (relative path -> md5) into the host's cache and returns its hash."""
+        body = listing(files)
+        md5 = md5_of(body) + ".dir"
+        place = self._cache / object_name(md5)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(body)
+        temporary.replace(place)
+        return md5
+
+
+def _key(md5: str) -> str:
+    return f"{REMOTE}/{object_name(md5)}"

@@ -1,0 +1,58 @@
+"""Releases as the ledgers recorded them, each with the lineage that makes it again."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from retune.errors import BadInputError, IntegrityError
+from retune.ledger import Entry, Ledger, standing
+from retune.records import Lineage
+from retune.store import Store
+
+__all__ = ["Recorded", "by_release", "champion", "find"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A release, the latest ledger entry that carries its lineage, and that lineage."""
+
+    prompt: str
+    release: str
+    entry: int
+    lineage: Lineage
+
+
+def champion(store: Store, prompt: str) -> Recorded | None:
+    """The prompt's champion; None for an empty ledger. Raises IntegrityError if no entry carries its lineage."""
+    entries = Ledger(store, prompt).entries()
+    now = standing(entries).champion
+    if now is None:
+        return None
+    found = by_release(prompt, entries)
+    if now["release"] not in found:
+        raise IntegrityError(f"no entry of the ledger {prompt} carries the lineage of its champion {now['release']}")
+    return found[now["release"]]
+
+
+def find(store: Store, prompts: Iterable[str], beginning: str) -> Recorded:
+    """The one release of these prompts whose id begins so. Raises BadInputError if there is none, or more than one."""
+    named = list(prompts)
+    found = {
+        release: recorded
+        for prompt in named
+        for release, recorded in by_release(prompt, Ledger(store, prompt).entries()).items()
+        if release.startswith(beginning)
+    }
+    if len(found) != 1:
+        listed = f": {', '.join(sorted(r[:12] for r in found))}" if found else ""
+        raise BadInputError(f"{beginning!r} begins {len(found)} releases of {', '.join(named)}{listed}; see `retune releases PROMPT`")
+    return found.popitem()[1]
+
+
+def by_release(prompt: str, entries: list[Entry]) -> dict[str, Recorded]:
+    """Release id -> the release. A verdict's lineage is its candidate's; that of entry 0 belongs to the template alone."""
+    found = {}
+    for entry in entries:
+        judged = entry.body.get("candidate") or entry.body.get("champion")
+        if judged and "lineage" in entry.body:
+            found[judged["release"]] = Recorded(prompt, judged["release"], entry.n, Lineage.from_json(entry.body["lineage"]))
+    return found
