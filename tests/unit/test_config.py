@@ -21,7 +21,7 @@ def write(folder: Path, changes: dict[str, Any]) -> Path:
 
 
 def test_the_examples_load() -> None:
-    assert set(load_prompts(ROOT / "prompts")) == {"ticket_priority"}
+    assert set(load_prompts(ROOT / "prompts")) == {"ticket_priority", "ticket_summary"}
 
 
 def test_all_errors_of_a_file_are_told_at_once(tmp_path: Path) -> None:
