@@ -59,7 +59,7 @@ def step_against_peft() -> dict[str, Any]:
     base, other = (open_base_model(prompt.base_model, ROOT) for _ in range(2))
     with (ROOT / "examples/batches/ticket_priority/1/2026-01-helpdesk.csv").open(encoding="utf-8", newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["label"] in prompt.labels and 2 < len(r["text"]) < 2000][:16]
-    encoded = encode_with_answers(base, Encoder(prompt, base.tokenizer), prompt.tune.num_virtual_tokens, rows)
+    encoded, _ = encode_with_answers(base, Encoder(prompt, base.tokenizer), prompt.tune.num_virtual_tokens, rows)
     batch = collate(encoded, "right", base.device)
     soft = base.model.get_input_embeddings().weight[300 : 300 + prompt.tune.num_virtual_tokens].detach().clone().requires_grad_(True)
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=prompt.tune.num_virtual_tokens)

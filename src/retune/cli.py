@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from retune import cli_lineage, cli_read, cli_rollback, cli_run, cli_stack
+from retune import cli_lineage, cli_new, cli_read, cli_rollback, cli_run, cli_stack
 from retune.errors import ConfigError, RetuneError
 
 __all__ = ["app"]
@@ -42,6 +42,10 @@ app = typer.Typer(
 app.command(epilog="Example: [bold]retune up[/]   Airflow and MLflow then listen on 127.0.0.1; their state is in .retune.")(cli_stack.up)
 app.command(epilog="Example: [bold]retune down[/]   Tasks that run are cut off, and tried again after the next start.")(cli_stack.down)
 app.command(epilog="Example: [bold]retune status --json | jq .prompts.ticket_priority.champion[/]")(cli_stack.status)
+app.command(
+    epilog="Examples: [bold]retune new my_intents --from requests.csv[/], "
+    "[bold]retune new my_notes --from notes.jsonl --text body --target summary --show[/]"
+)(cli_new.new)
 app.command(
     epilog="Examples: [bold]retune run ticket_priority --set tune.learning_rate=0.01 --reason 'slower rate'[/], [bold]retune run ingest[/]"
 )(cli_run.run)

@@ -63,7 +63,7 @@ def when(moment: str) -> str:
 
 def figures(metrics: Mapping[str, float]) -> str:
     """The best-known metrics, short; where they are missing, the first ones."""
-    known = [name for name in ("macro_f1", "accuracy") if name in metrics] or list(metrics)[:2]
+    known = [name for name in ("macro_f1", "accuracy", "rougeL", "perplexity") if name in metrics] or list(metrics)[:2]
     return ", ".join(f"{name} {metrics[name]:.3f}" for name in known)
 
 

@@ -8,7 +8,7 @@ import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from retune.errors import ConfigError
 
 __all__ = [
+    "TASK_METRICS",
     "Augmentation",
     "BaseModelRef",
     "Generation",
@@ -159,14 +160,22 @@ class Generation(_Section):
     """0: greedy."""
 
 
-MetricName = Literal["accuracy", "macro_f1", "weighted_f1", "log_loss", "exact_match"]
-"""Metrics that a policy may name; `retune.evaluation.metrics` computes them."""
+ClassificationMetric = Literal["macro_f1", "accuracy", "weighted_f1", "log_loss"]
+GenerationMetric = Literal["rougeL", "rouge1", "rouge2", "bleu", "chrf", "exact_match", "perplexity", "empty_outputs"]
+MetricName = Literal[ClassificationMetric, GenerationMetric]
+"""Metrics that a policy may name; `retune.evaluation` computes them."""
+TASK_METRICS: dict[str, tuple[MetricName, ...]] = {
+    "classification": get_args(ClassificationMetric),
+    "generation": get_args(GenerationMetric),
+}
+"""Task -> its metrics, the first of which decides where a policy names none."""
 
 
 class Policy(_Section):
     """What the gate asks of a candidate (`promote:` in the prompt file)."""
 
     metric: MetricName = "macro_f1"
+    """Left out: macro_f1 for task: classification, rougeL for task: generation."""
     min_gain: Annotated[float, Field(ge=0)] = 0.0
     """Smallest gain of `metric` over the champion that is worth shipping."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -210,6 +219,15 @@ class Prompt(_Section):
     """Overrides, one tuning run each."""
     promote: Policy = Policy()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_task(cls, raw: Any) -> Any:
+        """Writes the task's own metric into a policy that names none."""
+        policy = raw.get("promote", {}) if isinstance(raw, dict) else None
+        if not isinstance(policy, dict) or "metric" in policy or raw.get("task") not in TASK_METRICS:
+            return raw
+        return {**raw, "promote": {**policy, "metric": TASK_METRICS[raw["task"]][0]}}
+
     @field_validator("source", mode="before")
     @classmethod
     def _source_path(cls, value: Any) -> Any:
@@ -240,7 +258,7 @@ class Prompt(_Section):
 
     def released(self) -> Self:
         """The prompt with only what a release is made of and serves with; everything else at its default."""
-        fields = {name: getattr(self, name) for name in RELEASED}
+        fields = {name: getattr(self, name) for name in RELEASED} | {"promote": Policy(metric=TASK_METRICS[self.task][0])}
         return type(self).model_construct(**fields)
 
     @model_validator(mode="after")
@@ -253,6 +271,10 @@ class Prompt(_Section):
             raise ValueError(f"labels must name at least 2 labels for task: classification, got {len(self.labels)}")
         if self.task == "generation" and self.labels:
             raise ValueError("labels belong to task: classification; remove them or change the task")
+        known = TASK_METRICS[self.task]
+        for field, metric in [("metric", self.promote.metric), *(("floors", name) for name in self.promote.floors)]:
+            if metric not in known:
+                raise ValueError(f"promote.{field} must name one of {', '.join(known)} for task: {self.task}, got {metric!r}")
         for trial in self.trials:
             for key in trial:
                 section, _, field = key.partition(".")

@@ -69,6 +69,8 @@ class Evaluation(_Record):
     """Label -> precision, recall, f1, rows."""
     slices: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     """Slice column -> value -> metrics and rows."""
+    signatures: dict[str, str] = field(default_factory=dict)
+    """Metric -> how it was computed, in its library's own words (bleu, chrf)."""
 
 
 @dataclass(frozen=True)

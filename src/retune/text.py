@@ -2,14 +2,17 @@
 
 `clean` is that one way, and `clean(clean(x)) == clean(x)`. `redact` leaves ordinary text as it stands (line breaks, entities) and is what
 ingest applies before anything is versioned; `clean(redact(x)) == clean(x)`.
+
+A cleaned text is one line: so several references of one input stand in one cell, one to a line.
 """
 
 import html
 import re
 import unicodedata
+from collections.abc import Iterable
 from html.entities import html5
 
-__all__ = ["CARD", "MAIL", "PHONE", "clean", "normalise", "redact"]
+__all__ = ["CARD", "MAIL", "PHONE", "clean", "join_references", "normalise", "redact", "split_references"]
 
 MAIL = "<mail>"
 PHONE = "<phone>"
@@ -89,6 +92,16 @@ def redact(text: str) -> tuple[str, dict[str, int]]:
 def clean(text: str) -> str:
     """The text as the model sees it: redacted, then normalised. Idempotent."""
     return normalise(redact(text)[0])
+
+
+def join_references(texts: Iterable[str]) -> str:
+    """Cleaned texts as one cell, one to a line."""
+    return "\n".join(texts)
+
+
+def split_references(cell: str) -> list[str]:
+    """The texts of a cell that `join_references` made."""
+    return cell.split("\n")
 
 
 def _reveal(text: str) -> str:

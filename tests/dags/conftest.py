@@ -16,7 +16,7 @@ def airflow_environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "dags"), str(ROOT / "plugins")]),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("src", "dags", "plugins")),
         "RETUNE_PROJECT": str(ROOT),
     }
 

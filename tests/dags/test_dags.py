@@ -25,7 +25,7 @@ EDGES = {
 
 def test_all_files_parse(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
-    assert sorted(parsed["dags"]) == ["ingest", RETRAIN, "rollback"]
+    assert sorted(parsed["dags"]) == ["ingest", RETRAIN, "retrain_ticket_summary", "rollback"]
 
 
 def test_parsing_imports_nothing_heavy(parsed: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def test_bad_input_fails_at_once_and_a_passing_fault_is_retried(parsed: dict[str
 def test_ingest_has_a_task_and_an_asset_per_prompt(parsed: dict[str, Any]) -> None:
     dag = parsed["dags"]["ingest"]
     assert {name: (task["outlets"], task["downstream"]) for name, task in dag["tasks"].items()} == {
-        "ingest_ticket_priority": (["retune://data/ticket_priority"], [])
+        f"ingest_{name}": ([f"retune://data/{name}"], []) for name in ("ticket_priority", "ticket_summary")
     }
     assert dag["cron"] == "0 2 * * *"
     assert (dag["max_active_runs"], dag["catchup"], dag["doc"]) == (1, False, True)

@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 from retune.cli import app
 from retune.cli_run import overrides
+from retune.config import load_prompt
 from retune.errors import ConfigError
 from retune.ledger import Ledger
 from retune.store import open_store
 
 COMMANDS = (
-    *("up", "down", "status", "run", "land", "releases", "ledger", "rollback", "unbar", "predict"),
+    *("up", "down", "status", "new", "run", "land", "releases", "ledger", "rollback", "unbar", "predict"),
     *("checkout", "reproduce", "doctor"),
 )
 PROMPT = """
@@ -163,6 +164,8 @@ def test_people_get_tables(decided):
         (("checkout", "abc"), 1, "begins 0 releases of p"),
         (("reproduce", "p"), 1, "nothing was released"),
         (("reproduce", "p", "--release", "abc"), 1, "begins 0 releases of p"),
+        (("new", "p", "--from", "none.csv"), 2, "--force"),
+        (("new", "q", "--from", "none.csv"), 1, "no such file"),
         (("nonsense",), 2, ""),
     ],
 )
@@ -195,6 +198,54 @@ def test_the_plain_command_of_a_run_and_a_landing_is_shown_and_nothing_is_done(p
     (project / "new.csv").write_text("text,answer\n")
     assert call("land", "p", str(project / "new.csv"), "--show-command").output.startswith("cp ")
     assert not (project / "landing").exists()
+
+
+@pytest.fixture
+def sample(project: Path) -> Path:
+    """A user's file, a base model's folder, and the list of prompts that `dvc repro` knows."""
+    (project / "examples/base_model").mkdir(parents=True)
+    (project / "examples/base_model/config.json").write_text("{}")
+    (project / "params.yaml").write_text("# known by hand\nprompts:\n- p\n")
+    path = project / "mine.csv"
+    path.write_text("body,intent\n" + "".join(f"text number {n},{'ab'[n % 2]}\n" for n in range(20)))
+    return path
+
+
+def test_a_new_prompt_file_is_written_named_in_params_and_never_over_another(project, sample):
+    found = value("new", "mine", "--from", str(sample), "--json")
+    assert (found["text"], found["target"], found["task"], found["labels"]) == ("body", "intent", "classification", ["a", "b"])
+    assert found["next"][0] == f"retune land mine {sample}"
+    assert load_prompt(project / "prompts/mine.yaml").source.path == ".retune/landing/mine"
+    assert (project / "params.yaml").read_text() == "# known by hand\nprompts:\n- p\n- mine\n"
+    refused = call("new", "mine", "--from", str(sample))
+    assert (refused.exit_code, "--force" in refused.output) == (2, True)
+    forced = call("new", "mine", "--from", str(sample), "--text", "intent", "--target", "body", "--force")
+    assert "text:   'intent' (you named it)" in forced.output
+    assert load_prompt(project / "prompts/mine.yaml").task == "generation"
+    assert (project / "params.yaml").read_text().count("mine") == 1
+
+
+def test_a_draft_can_be_looked_at_without_writing(project, sample):
+    shown = call("new", "other", "--from", str(sample), "--base-model", f"hub:org/name@{'c' * 40}", "--show")
+    assert 'hub: "org/name"' in shown.output
+    assert not (project / "prompts/other.yaml").exists()
+    assert "other" not in (project / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("Bad-Name",), "PROMPT must be small letters"),
+        (("q", "--base-model", "hub:org/name@main"), "full commit of 40 hex digits"),
+        (("q", "--base-model", "nowhere"), "folder with config.json"),
+        (("q", "--target", "label"), "--target must be one of the columns body, intent"),
+    ],
+)
+def test_a_wrong_option_of_new_is_named_and_nothing_is_written(project, sample, arguments, words):
+    result = call("new", *arguments, "--from", str(sample))
+    assert result.exit_code in (1, 2)
+    assert words in result.output
+    assert sorted(path.name for path in (project / "prompts").iterdir()) == ["p.yaml"]
 
 
 def test_down_with_nothing_running_is_fine(project):

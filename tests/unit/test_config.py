@@ -1,14 +1,14 @@
 """Prompt files: every error at once, each with field, value and way out; overrides are validated anew."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import pytest
 import yaml
 
-from retune.config import RELEASED, MetricName, load_prompt, load_prompts, override
+from retune.config import RELEASED, TASK_METRICS, load_prompt, load_prompts, override
 from retune.errors import ConfigError
-from retune.evaluation.metrics import METRICS
+from retune.evaluation.metrics import task_metrics
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "prompts/ticket_priority.yaml"
@@ -21,7 +21,7 @@ def write(folder: Path, changes: dict[str, Any]) -> Path:
 
 
 def test_the_examples_load() -> None:
-    assert set(load_prompts(ROOT / "prompts")) == {"ticket_priority"}
+    assert set(load_prompts(ROOT / "prompts")) == {"ticket_priority", "ticket_summary"}
 
 
 def test_all_errors_of_a_file_are_told_at_once(tmp_path: Path) -> None:
@@ -48,6 +48,12 @@ def test_all_errors_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         ({"tune": {"init": "text"}}, "init: text needs init_text"),
         ({"trials": [{"preprocess.max_tokens": 3}]}, r"trials may override tune\.\*"),
         ({"promote": {"approval_hours": 0}}, "promote.approval_hours"),
+        ({"promote": {"metric": "bleu"}}, r"promote.metric must name one of macro_f1, .* for task: classification, got 'bleu'"),
+        ({"promote": {"floors": {"chrf": 9}}}, "promote.floors must name one of .* got 'chrf'"),
+        (
+            {"task": "generation", "labels": {}, "promote": {"metric": "macro_f1"}},
+            "promote.metric must name one of rougeL, .* for task: generation, got 'macro_f1'",
+        ),
         ({"name": "other"}, "name must be 'ticket_priority'"),
         ({"source": {"path": ""}}, "source must say where"),
     ],
@@ -82,5 +88,14 @@ def test_a_released_prompt_has_only_what_a_release_is_made_of() -> None:
     assert (released.description, released.source.path, released.trials) == ("", "", ({},))
 
 
-def test_policies_know_exactly_the_metrics_that_are_computed() -> None:
-    assert set(get_args(MetricName)) == set(METRICS)
+@pytest.mark.parametrize("task", ["classification", "generation"])
+def test_policies_may_name_every_metric_of_their_task_that_is_better_one_way(task: Literal["classification", "generation"]) -> None:
+    assert set(TASK_METRICS[task]) == {metric.name for metric in task_metrics(task) if metric.higher_is_better is not None}
+
+
+def test_a_policy_without_a_metric_has_its_task_s(tmp_path: Path) -> None:
+    generation = {"task": "generation", "labels": {}, "promote": {"min_gain": 0.01}}
+    prompt = load_prompt(write(tmp_path, generation))
+    assert (prompt.promote.metric, prompt.promote.min_gain) == ("rougeL", 0.01)
+    assert prompt.released().promote.metric == "rougeL"
+    assert load_prompt(write(tmp_path, {"promote": {}})).promote.metric == "macro_f1"

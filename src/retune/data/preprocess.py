@@ -13,7 +13,7 @@ from retune.data.duplicates import jaccard, resolve, shingles
 from retune.data.report import build_report
 from retune.data.split import SPLITS, split_names
 from retune.errors import BadInputError
-from retune.text import clean
+from retune.text import clean, join_references
 
 __all__ = ["PreprocessResult", "TokenLengths", "preprocess"]
 
@@ -22,7 +22,10 @@ TokenLengths = Callable[[list[str]], list[int]]
 
 @dataclass(frozen=True)
 class PreprocessResult:
-    """Columns of each split: id (`OBJECT:ROW`), group (id of its earliest near row), inputs, target, slices."""
+    """Columns of each split: id (`OBJECT:ROW`), group (id of its earliest near row), inputs, target, slices.
+
+    Generation: a training row has one reference; a validation or test row is one input with all of its references, one to a line.
+    """
 
     train: pd.DataFrame
     validation: pd.DataFrame
@@ -59,6 +62,8 @@ def preprocess(parts: pd.DataFrame, prompt: Prompt, token_lengths: TokenLengths 
     )
     columns = list(dict.fromkeys(["id", "group", *prompt.inputs, prompt.target, *prompt.slices]))
     frames = {name: kept.loc[kept["split"] == name, columns].reset_index(drop=True) for name in SPLITS}
+    if prompt.task == "generation":
+        frames |= {name: _one_per_input(frames[name], prompt) for name in SPLITS if name != "train"}
     noise = prompt.preprocess.augmentation
     frames["train"] = augment(frames["train"], prompt.inputs, noise.copies, noise.seed)
     report["augmented"] = len(frames["train"]) - report["splits"]["train"]["rows"]
@@ -106,6 +111,13 @@ def _one_each(rows: pd.DataFrame, prompt: Prompt) -> tuple[pd.DataFrame, list[di
     ]
     rows[prompt.target] = same_input[prompt.target].transform("last")
     return rows[~rows.duplicated(inputs)].reset_index(drop=True), contradictions
+
+
+def _one_per_input(rows: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
+    """The earliest row of each input, with the references of all of its rows in the order in which they landed."""
+    inputs = list(prompt.inputs)
+    joined = rows.groupby(inputs, sort=False)[prompt.target].transform(join_references)
+    return rows.assign(**{prompt.target: joined.astype("str")}).drop_duplicates(inputs, ignore_index=True)
 
 
 def _near(unique: pd.DataFrame, removed: int, kept: int) -> dict[str, Any]:

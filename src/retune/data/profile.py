@@ -44,8 +44,8 @@ def profile_page(report: Mapping[str, Any], prompt: Prompt) -> str:
         _cards(report),
         "<h2>Splits</h2>",
         _table(
-            ["split", "rows", "share", "groups"],
-            [[split, splits[split]["rows"], f"{splits[split]['share']:.1%}", splits[split]["groups"]] for split in SPLITS],
+            ["split", "rows", "inputs", "share", "groups"],
+            [[name, split["rows"], split["inputs"], f"{split['share']:.1%}", split["groups"]] for name, split in splits.items()],
         ),
         *_shares("Labels", "Share of each label in each split.", {split: splits[split]["labels"] for split in SPLITS}),
     ]

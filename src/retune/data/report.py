@@ -30,8 +30,8 @@ def build_report(
     """Rows in and out, per object and per split.
 
     rows, kept, duplicates, near_duplicates: counts, with rows = kept + duplicates + near_duplicates, in all and per object.
-    objects: those counts by object. splits: per split rows, share, groups, labels, slices. lengths: quantiles and a histogram of
-    characters, words and tokens. near_duplicate_rows, contradictions: each with both ids.
+    objects: those counts by object. splits: per split rows kept, distinct inputs among them, share, groups, labels, slices. lengths:
+    quantiles and a histogram of characters, words and tokens. near_duplicate_rows, contradictions: each with both ids.
     """
     lengths = {
         "characters": kept["text_of_row"].str.len().tolist(),
@@ -72,6 +72,7 @@ def _split(rows: pd.DataFrame, total: int, classes: Sequence[str], target: str, 
     labels = {name: int((rows[target] == name).sum()) for name in classes}
     return {
         "rows": len(rows),
+        "inputs": int(rows["text_of_row"].nunique()),
         "share": round(len(rows) / total, 4) if total else 0.0,
         "groups": int(rows["group"].nunique()),
         "labels": labels,

@@ -11,30 +11,20 @@ rows for each resample. Letters: N rows, G groups, R resamples, K labels, S sums
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from retune.config import TASK_METRICS
 from retune.errors import BadInputError, ConfigError
-from retune.evaluation.metrics import (
-    ACCURACY,
-    EXACT_MATCH,
-    LOG_LOSS,
-    MACRO_F1,
-    WEIGHTED_F1,
-    exact_matches,
-    metric_named,
-    row_log_loss,
-    task_metrics,
-)
+from retune.evaluation.generation import GENERATION
+from retune.evaluation.metrics import ACCURACY, LOG_LOSS, MACRO_F1, WEIGHTED_F1, metric_named, row_log_loss
 from retune.evaluation.predictions import check_predictions, label_codes
+from retune.evaluation.sums import Floats, mean, value_and_one
 from retune.records import Comparison
 
 __all__ = ["paired_bootstrap"]
-
-Floats = npt.NDArray[np.float64]
 
 CHUNK_CELLS = 1_000_000
 """Draws held at a time, resamples times groups: about 25 MB."""
@@ -59,15 +49,15 @@ def paired_bootstrap(
     ConfigError for an unknown metric, confidence or number of resamples.
     """
     known = metric_named(metric)
-    task: Literal["classification", "generation"] = "classification" if labels else "generation"
-    if known not in task_metrics(task):
-        raise ConfigError(f"metric must be one of {', '.join(each.name for each in task_metrics(task))} for task: {task}, got {metric!r}")
+    task = "classification" if labels else "generation"
+    if metric not in TASK_METRICS[task]:
+        raise ConfigError(f"metric must be one of {', '.join(TASK_METRICS[task])} for task: {task}, got {metric!r}")
     if not 0.5 < confidence < 1 or resamples < 1:
         raise ConfigError(f"confidence must be > 0.5 and < 1 and resamples >= 1, got {confidence} and {resamples}")
     _check_pair(candidate, champion, labels)
-    sums, total = _METRICS[metric]
+    sums, total = _sums_of(metric, labels)
     groups = pd.factorize(candidate["group"])[0]
-    ours, theirs = _by_group(sums(candidate, labels), groups), _by_group(sums(champion, labels), groups)
+    ours, theirs = _by_group(sums(candidate), groups), _by_group(sums(champion), groups)
     # [1, S]: every group once.
     all_ours, all_theirs = ours.sum(axis=0, keepdims=True), theirs.sum(axis=0, keepdims=True)
     mine, other = total(all_ours).item(), total(all_theirs).item()
@@ -95,6 +85,14 @@ def paired_bootstrap(
         resamples=resamples,
         rows=len(candidate),
     )
+
+
+def _sums_of(metric: str, labels: Sequence[str]) -> tuple[Callable[[pd.DataFrame], Floats], Callable[[Floats], Floats]]:
+    """What each row adds, [N, S], and the metric from sums of it, from [R, S] to [R]."""
+    if not labels:
+        return GENERATION[metric]
+    sums, total = _CLASSIFICATION[metric]
+    return lambda predictions: sums(predictions, labels), total
 
 
 def _could_tell(groups: int, alpha: float) -> bool:
@@ -162,25 +160,15 @@ def _weighted_f1(counts: Floats) -> Floats:
     return np.asarray((f1 * referenced).sum(axis=1) / referenced.sum(axis=1), dtype=np.float64)
 
 
-def _value_and_one(values: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> Floats:
-    """The value of each row beside a 1, so that a mean is the ratio of two sums: [N, 2]."""
-    return np.column_stack([values.astype(np.float64), np.ones(len(values))])
-
-
-def _mean(sums: Floats) -> Floats:
-    return np.asarray(sums[:, 0] / sums[:, 1], dtype=np.float64)
-
-
 def _right_rows(predictions: pd.DataFrame, labels: Sequence[str]) -> Floats:
     right = label_codes(predictions["target"], labels) == label_codes(predictions["prediction"], labels)
-    return _value_and_one(right)
+    return value_and_one(right)
 
 
-_METRICS: dict[str, tuple[Callable[[pd.DataFrame, Sequence[str]], Floats], Callable[[Floats], Floats]]] = {
-    ACCURACY.name: (_right_rows, _mean),
+_CLASSIFICATION: dict[str, tuple[Callable[[pd.DataFrame, Sequence[str]], Floats], Callable[[Floats], Floats]]] = {
+    ACCURACY.name: (_right_rows, mean),
     MACRO_F1.name: (_label_counts, _macro_f1),
     WEIGHTED_F1.name: (_label_counts, _weighted_f1),
-    LOG_LOSS.name: (lambda predictions, labels: _value_and_one(row_log_loss(predictions, labels)), _mean),
-    EXACT_MATCH.name: (lambda predictions, _: _value_and_one(exact_matches(predictions)), _mean),
+    LOG_LOSS.name: (lambda predictions, labels: value_and_one(row_log_loss(predictions, labels)), mean),
 }
-"""Metric -> what each row adds, [N, S], and the metric from the sums over drawn rows, from [R, S] to [R]."""
+"""Metric of task: classification -> what each row adds, [N, S], and the metric from the sums over drawn rows, from [R, S] to [R]."""

@@ -1,4 +1,4 @@
-"""Metrics of one release on one test split.
+"""Metrics of one release on one test split. Those of task: generation are computed in `retune.evaluation.generation`.
 
 Macro F1 is the mean over the labels that occur among the references of the rows at hand, so that a slice in which a label never
 occurs can still reach 1. Predictions outside of the labels are wrong: they lower the recall of the true label and are no label's
@@ -16,12 +16,12 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 
 from retune.config import Prompt
 from retune.errors import ConfigError
+from retune.evaluation.generation import GENERATION, signatures
 from retune.evaluation.predictions import check_predictions, label_codes, probabilities, rows_sha256, slice_values
 from retune.records import Evaluation
 
 __all__ = [
     "ACCURACY",
-    "EXACT_MATCH",
     "LOG_LOSS",
     "MACRO_F1",
     "METRICS",
@@ -30,7 +30,6 @@ __all__ = [
     "aggregate_metrics",
     "confusion",
     "evaluate",
-    "exact_matches",
     "metric_named",
     "per_class",
     "row_log_loss",
@@ -41,24 +40,34 @@ __all__ = [
 @dataclass(frozen=True)
 class Metric:
     name: str
-    higher_is_better: bool
+    higher_is_better: bool | None
+    """None: neither, so that no policy can name it."""
     unit: str
 
     @property
     def sign(self) -> int:
         """Factor that turns a difference into a gain: 1, or -1 where lower is better."""
-        return 1 if self.higher_is_better else -1
+        return -1 if self.higher_is_better is False else 1
 
 
 ACCURACY = Metric("accuracy", True, "share of rows, 0 to 1")
 MACRO_F1 = Metric("macro_f1", True, "mean F1 of the labels, 0 to 1")
 WEIGHTED_F1 = Metric("weighted_f1", True, "mean F1 of the labels weighted by their rows, 0 to 1")
 LOG_LOSS = Metric("log_loss", False, "nats per row, 0 or more")
-EXACT_MATCH = Metric("exact_match", True, "share of rows, 0 to 1")
 
 _TASKS: dict[str, tuple[Metric, ...]] = {
     "classification": (ACCURACY, MACRO_F1, WEIGHTED_F1, LOG_LOSS),
-    "generation": (EXACT_MATCH,),
+    "generation": (
+        Metric("rouge1", True, "mean F of words, best reference, 0 to 1"),
+        Metric("rouge2", True, "mean F of word pairs, best reference, 0 to 1"),
+        Metric("rougeL", True, "mean F of the longest common subsequence, best reference, 0 to 1"),
+        Metric("bleu", True, "sacreBLEU's BLEU of all rows, 0 to 100"),
+        Metric("chrf", True, "sacreBLEU's chrF2 of all rows, 0 to 100"),
+        Metric("exact_match", True, "share of rows, 0 to 1"),
+        Metric("perplexity", False, "of the references, per token, 1 or more"),
+        Metric("empty_outputs", False, "share of rows, 0 to 1"),
+        Metric("output_words", None, "mean words of a row's output"),
+    ),
 }
 METRICS: dict[str, Metric] = {metric.name: metric for metrics in _TASKS.values() for metric in metrics}
 """Every metric by name."""
@@ -97,13 +106,18 @@ def evaluate(predictions: pd.DataFrame, prompt: Prompt, release: str, evaluator:
         metrics=aggregate_metrics(predictions, labels),
         per_class=per_class(predictions, labels),
         slices=slices,
+        signatures={} if labels else signatures(predictions),
     )
 
 
 def aggregate_metrics(predictions: pd.DataFrame, labels: Sequence[str]) -> dict[str, float]:
     """Metric name -> value over all rows, in the unit of its `Metric`; `labels` is empty for task: generation."""
     if not labels:
-        return {EXACT_MATCH.name: float(exact_matches(predictions).mean())}
+        return {
+            metric.name: total(rows(predictions).sum(axis=0, keepdims=True)).item()
+            for metric in task_metrics("generation")
+            for rows, total in [GENERATION[metric.name]]
+        }
     target, prediction = _codes(predictions, labels)
     present = np.unique(target)
     return {
@@ -139,13 +153,6 @@ def row_log_loss(predictions: pd.DataFrame, labels: Sequence[str]) -> npt.NDArra
     eps = np.finfo(np.float64).eps
     losses: npt.NDArray[np.float64] = -np.log(np.clip(given, eps, 1 - eps))
     return losses
-
-
-def exact_matches(predictions: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Whether prediction and reference are the same text, white space around them aside: [N]."""
-    prediction, target = predictions["prediction"], predictions["target"]
-    same = prediction.fillna("").astype(str).str.strip() == target.astype(str).str.strip()
-    return np.asarray(same & prediction.notna(), dtype=np.bool_)
 
 
 def _codes(predictions: pd.DataFrame, labels: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

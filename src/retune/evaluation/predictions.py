@@ -4,9 +4,10 @@
 |---|---|
 | `id` | row id, unique |
 | `group` | group of near-duplicates that the row belongs to; never missing |
-| `target` | reference: a label (classification) or a text (generation) |
+| `target` | reference: a label (classification) or texts, one to a line (generation) |
 | `prediction` | a label or a text; anything outside of the labels, missing included, counts as wrong |
 | `p_<label>` | classification only: probability of each label; a row's add up to 1 |
+| `reference_nats`, `reference_tokens` | generation only: minus the log probability of all tokens of all references, and how many |
 | one per slice column | value of the slice; a missing one is shown as `(none)` |
 
 Letters: N rows, K labels.
@@ -35,7 +36,8 @@ def check_predictions(predictions: pd.DataFrame, labels: Sequence[str], slices: 
 
     Raises BadInputError naming the columns or rows that are wrong.
     """
-    wanted = ["id", "group", *slices, "target", "prediction", *(f"p_{label}" for label in labels)]
+    figures = [f"p_{label}" for label in labels] or ["reference_nats", "reference_tokens"]
+    wanted = ["id", "group", *slices, "target", "prediction", *figures]
     missing = [column for column in wanted if column not in predictions.columns]
     if missing:
         raise BadInputError(f"predictions must have the columns {', '.join(wanted)}; missing: {', '.join(missing)}")

@@ -79,7 +79,7 @@ def _metrics(evaluations: Mapping[str, Evaluation], roles: Sequence[str], prompt
     rows = []
     for metric in task_metrics(prompt.task):
         name = f"**{metric.name}**" if metric.name == prompt.promote.metric else metric.name
-        better = "higher" if metric.higher_is_better else "lower"
+        better = {True: "higher", False: "lower", None: ""}[metric.higher_is_better]
         rows.append([name, *(_number(evaluations[role].metrics.get(metric.name)) for role in roles), better, metric.unit])
     return _table(["metric", *(ROLE_TITLES[role] for role in roles), "better", "unit"], rows)
 
@@ -87,7 +87,9 @@ def _metrics(evaluations: Mapping[str, Evaluation], roles: Sequence[str], prompt
 def _measured(evaluations: Mapping[str, Evaluation], roles: Sequence[str]) -> str:
     releases = ", ".join(f"{ROLE_TITLES[role]} `{evaluations[role].release[:12]}`" for role in roles)
     rows = sorted({evaluations[role].rows for role in roles})
-    return f"On {' / '.join(f'{count:,}' for count in rows)} test rows: {releases}."
+    signatures = dict.fromkeys(f"{name} `{text}`" for role in roles for name, text in evaluations[role].signatures.items())
+    computed = f" sacreBLEU: {', '.join(signatures)}." if signatures else ""
+    return f"On {' / '.join(f'{count:,}' for count in rows)} test rows: {releases}.{computed}"
 
 
 def _gates(gates: Sequence[Mapping[str, Any]]) -> str:

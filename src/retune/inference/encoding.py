@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from retune.config import Prompt
 from retune.errors import BadInputError, ConfigError
-from retune.text import clean
+from retune.text import clean, split_references
 
 __all__ = ["Encoder", "Rows", "check_labels", "cut_text", "plain_tokenizer", "records"]
 
@@ -59,14 +59,14 @@ class Encoder:
         values = [dict(zip(self._inputs, flat[i * width : (i + 1) * width], strict=True)) for i in range(len(fields))]
         return [self._with_start(ids) for ids in self._encode(values)]
 
-    def answers(self, rows: Rows) -> list[list[int]]:
-        """Token ids of each row's reference answer, without the end of the sequence.
+    def answers(self, rows: Rows) -> list[list[list[int]]]:
+        """Token ids of each row's references, without the end of the sequence; classification: of its one label.
 
         Raises BadInputError naming the row whose target is missing or, for classification, is none of the labels.
         """
-        texts = [self._answer_text(number, row) for number, row in enumerate(records(rows))]
-        known = {text: self._answer_ids(text) for text in dict.fromkeys(texts)}
-        return [known[text] for text in texts]
+        texts = [self._answer_texts(number, row) for number, row in enumerate(records(rows))]
+        known = {text: self._answer_ids(text) for of_row in texts for text in of_row}
+        return [[known[text] for text in of_row] for of_row in texts]
 
     def labels(self) -> list[list[int]]:
         """Token ids of each label's words, in the prompt's order. Raises ConfigError (see `check_labels`)."""
@@ -120,13 +120,13 @@ class Encoder:
     def _with_start(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self._start)] == self._start else self._start + ids
 
-    def _answer_text(self, number: int, row: Mapping[str, Any]) -> str:
+    def _answer_texts(self, number: int, row: Mapping[str, Any]) -> list[str]:
         value = _value(number, row, self._target)
         if not self._labels:
-            return self._separator + value.strip()
+            return [self._separator + text.strip() for text in split_references(value)]
         if value not in self._labels:
             raise BadInputError(f"row {number}: {self._target} must be one of {', '.join(self._labels)}, got {value!r}")
-        return self._labels[value]
+        return [self._labels[value]]
 
     def _answer_ids(self, text: str) -> list[int]:
         """The answer's tokens as they follow the template's last words (sentence-piece tokenizers mark a text's start)."""

@@ -112,19 +112,23 @@ def check_length(number: int, row: EncodedRow, soft: int, new: int, context: int
         raise BadInputError(f"row {number}: the rendered template is empty; a template without soft prompt must give at least one token")
 
 
-def encode_with_answers(base: BaseModel, encoder: Encoder, soft: int, rows: Rows) -> list[EncodedRow]:
-    """Rows with their reference answers and the end of the sequence, as training and reference losses read them.
+def encode_with_answers(base: BaseModel, encoder: Encoder, soft: int, rows: Rows) -> tuple[list[EncodedRow], list[int]]:
+    """Rows with each of their references and the end of the sequence, as training and reference losses read them.
 
-    soft: P. Raises BadInputError for a row that is too long or has no usable target.
+    soft: P. Returns (one encoded row per reference, number of the row that it belongs to). Raises BadInputError for a row that is too
+    long or has no usable target.
     """
     end = [] if base.eos_id is None else [base.eos_id]
     table = records(rows)
-    encoded = [EncodedRow(p, [*a, *end]) for p, a in zip(encoder.prompts(table), encoder.answers(table), strict=True)]
-    for number, row in enumerate(encoded):
+    encoded, owners = [], []
+    for number, (prompt, answers) in enumerate(zip(encoder.prompts(table), encoder.answers(table), strict=True)):
+        encoded += [EncodedRow(prompt, [*answer, *end]) for answer in answers]
+        owners += [number] * len(answers)
+    for number, row in zip(owners, encoded, strict=True):
         check_length(number, row, soft, 0, base.context)
         if not row.answer:
             raise BadInputError(f"row {number}: the answer has no tokens, and the tokenizer has no end of sequence to write after it")
-    return encoded
+    return encoded, owners
 
 
 def sorted_batches(rows: Sequence[EncodedRow], size: int) -> list[list[int]]:

@@ -116,16 +116,20 @@ class Predictor:
         return out
 
     def reference_losses(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """Negative log-likelihood of each row's reference answer, end of sequence included, as in training.
+        """Negative log-likelihood of each row's references, end of sequence included, as in training.
 
-        Returns (sum over the answer's tokens in nats [N], tokens [N]).
+        Returns (sum over the tokens of all of a row's references in nats [N], those tokens [N]).
 
         Raises BadInputError for a row without a usable target.
         """
-        encoded = encode_with_answers(self.base, self._encoder, self._soft_tokens, rows)
-        sums, counts = np.zeros(len(encoded)), np.array([len(row.answer) for row in encoded], dtype=np.int64)
+        encoded, owners = encode_with_answers(self.base, self._encoder, self._soft_tokens, rows)
+        losses = np.zeros(len(encoded))
         for numbers in sorted_batches(encoded, BATCH):
-            sums[numbers] = row_losses(self.base, self.soft_prompt, collate([encoded[i] for i in numbers], "right", self.base.device))
+            losses[numbers] = row_losses(self.base, self.soft_prompt, collate([encoded[i] for i in numbers], "right", self.base.device))
+        sums, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
+        rows_of = np.array(owners, dtype=np.int64)
+        np.add.at(sums, rows_of, losses)
+        np.add.at(counts, rows_of, [len(row.answer) for row in encoded])
         return sums, counts
 
     def perplexity(self, rows: Rows) -> float:

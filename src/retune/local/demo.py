@@ -30,11 +30,14 @@ from retune.local.progress import follow
 from retune.local.rounds import VERDICTS, connect, explain_failure, explain_nothing, ingest, retrain_after
 from retune.settings import Settings
 from retune.store import Store, open_store
+from retune.tasks.ingest import ingest as take_in
 
 __all__ = ["batch_revision", "main", "round_report", "verdict_on"]
 
 PROMPT = "ticket_priority"
 BATCHES = ("1", "2")
+SECOND_PROMPT, SECOND_BATCH = "ticket_summary", "1"
+"""Data that are taken in, and tuned on when a person asks for it."""
 COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
 
@@ -85,8 +88,8 @@ class _Demo:
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     """Batch -> step -> seconds, of earlier calls too."""
 
-    def files(self, batch: str) -> list[Path]:
-        folder = self.settings.project / "examples" / "batches" / PROMPT / batch
+    def files(self, batch: str, prompt: str = PROMPT) -> list[Path]:
+        folder = self.settings.project / "examples" / "batches" / prompt / batch
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
     def revision(self, batch: str) -> Entry | None:
@@ -97,6 +100,12 @@ class _Demo:
         revision = self.revision(batch)
         decided = verdict_on(Ledger(self.store, PROMPT).entries(), revision.n) if revision else None
         return (revision, decided) if revision and decided else None
+
+    def take_in_second(self) -> None:
+        """Lands the second prompt's batch and ingests it without the DAG: that updates no Asset, so nothing is tuned beside the demo."""
+        land(self.settings, load_prompt(self.settings.prompts / f"{SECOND_PROMPT}.yaml"), self.files(SECOND_BATCH, SECOND_PROMPT))
+        if taken := take_in(SECOND_PROMPT, "demo", "retune.local.demo", lambda _: None):
+            self.console.print(f"  dataset revision {taken['revision']}: {taken['rows']} rows of {SECOND_PROMPT}, for later")
 
     def play(self, batch: str) -> None:
         """Lands a batch and follows it to its verdict, leaving out what is done already."""
@@ -229,6 +238,7 @@ def _main(console: Console) -> int:
             console.print("\nstarting Airflow and MLflow")
         stack, _ = start(settings, lambda event: _progress(console, event))
         console.print(f"  Airflow {stack.airflow_url} (user {stack.user}, password in {stack.password_file})\n  MLflow  {stack.mlflow_url}")
+        demo.take_in_second()
         for batch in missing:
             demo.play(batch)
             demo.save(time.monotonic() - begun)
@@ -243,7 +253,7 @@ def _main(console: Console) -> int:
     if keep:
         console.print("Airflow and MLflow go on running; `make down` stops them.")
     else:
-        console.print("`make up` opens Airflow and MLflow on all of it.")
+        console.print(f"`make up` opens Airflow and MLflow on all of it; `retune run {SECOND_PROMPT}` then tunes the second prompt.")
     return 0
 
 

@@ -67,6 +67,6 @@ def _encode(base: BaseModel, prompt: Prompt, soft: int, rows: Rows, split: str) 
     if len(rows) == 0:
         raise BadInputError(f"{prompt.name}: the {split} split is empty; land more data or change preprocess.splits")
     try:
-        return encode_with_answers(base, Encoder(prompt, base.tokenizer), soft, rows)
+        return encode_with_answers(base, Encoder(prompt, base.tokenizer), soft, rows)[0]
     except BadInputError as error:
         raise BadInputError(f"{prompt.name}: {split} split: {error}") from None

@@ -8,7 +8,7 @@ Reads::
 
 Writes::
 
-    artifacts/<prompt>/predictions.parquet   id, group, slices, target, prediction, p_<label>
+    artifacts/<prompt>/predictions.parquet   columns: `retune.evaluation.predictions`
     artifacts/<prompt>/metrics.json          an `Evaluation`
 
 Holds no time or host: what is timed is measured elsewhere. Raises: IntegrityError if the release or its base model is not what was
@@ -37,6 +37,9 @@ def main(prompt: Prompt) -> None:
     predictor = Predictor.of(release, open_base_model(release.prompt.base_model, Path.cwd(), folders))
     known = test[["id", "group", *prompt.slices, prompt.target]].rename(columns={prompt.target: "target"})
     predictions = pd.concat([known.reset_index(drop=True), predictor.predict(test).reset_index(drop=True)], axis=1)
+    if prompt.task == "generation":
+        references = test.assign(**{release.prompt.target: test[prompt.target]})  # the field's name of then
+        predictions["reference_nats"], predictions["reference_tokens"] = predictor.reference_losses(references)
     evaluation = evaluate(predictions, prompt, release.id, code_sha256("evaluate", prompt.name))
     predictions.to_parquet(artifacts / "predictions.parquet", index=False)
     (artifacts / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1, sort_keys=True), "utf-8")

@@ -110,7 +110,26 @@ def test_a_later_near_duplicate_in_another_split_leaves_and_is_listed(prompt: Pr
     assert (listed["id"], listed["near_id"], listed["similarity"]) == ("1:1", "0:1", round(14 / 15, 4))
 
 
-def test_several_answers_to_an_input_stay_together_in_generation(make: Any) -> None:
+def test_references_of_a_held_out_input_stand_in_one_row_and_every_landed_row_is_counted(make: Any) -> None:
+    prompt = make(task="generation", labels={}, target="label", slices=["channel"])
+    landed = [(TEST, "mr", "one"), (TEST, "other", "three"), (TEST, "mr ", "two"), (TEST, "mr", "one"), (TRAIN, "third", "four")]
+    rows = parts(landed, [(TEST, "mr", "late")]).assign(channel=[*"abcde", "f"])
+    result = preprocess(rows, prompt)
+    assert result.test.to_dict("records") == [
+        {"id": "0:1", "group": "0:1", "text": "mr", "label": "one\ntwo\nlate", "channel": "a"},
+        {"id": "0:2", "group": "0:2", "text": "other", "label": "three", "channel": "b"},
+    ]
+    report = result.report
+    assert (report["rows"], report["kept"], report["duplicates"], report["near_duplicates"]) == (6, 5, 1, 0)
+    assert {name: (split["rows"], split["inputs"]) for name, split in report["splits"].items()} == {
+        "train": (1, 1),
+        "validation": (0, 0),
+        "test": (4, 2),
+    }
+    assert "</html>" in profile_page(report, prompt)
+
+
+def test_several_answers_to_an_input_are_rows_of_their_own_in_training(make: Any) -> None:
     prompt = make(task="generation", labels={}, target="label")
     result = preprocess(parts([(TRAIN, "mr", "one"), (TEST, "mr ", "two"), (TEST, "mr", "one")]), prompt)
     assert result.train[["id", "group", "label"]].values.tolist() == [["0:1", "0:1", "one"], ["0:2", "0:1", "two"]]

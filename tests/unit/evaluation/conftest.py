@@ -39,6 +39,25 @@ def make_frame() -> Callable[..., pd.DataFrame]:
 
 
 @pytest.fixture
+def make_texts() -> Callable[..., pd.DataFrame]:
+    """Predictions frame of task: generation; each row's references are a list, each reference costs 2 nats and has 4 tokens."""
+
+    def build(prediction: Sequence[str | None], references: Sequence[Sequence[str]], groups: Sequence[Any] | None = None) -> pd.DataFrame:
+        return pd.DataFrame(
+            {
+                "id": [f"row-{row}" for row in range(len(prediction))],
+                "group": list(range(len(prediction)) if groups is None else groups),
+                "target": ["\n".join(of_row) for of_row in references],
+                "prediction": list(prediction),
+                "reference_nats": [2.0 * len(of_row) for of_row in references],
+                "reference_tokens": [4 * len(of_row) for of_row in references],
+            }
+        )
+
+    return build
+
+
+@pytest.fixture
 def make_prompt() -> Callable[..., Prompt]:
     def build(**fields: Any) -> Prompt:
         return Prompt.model_validate(

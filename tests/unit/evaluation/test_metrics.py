@@ -1,7 +1,6 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.metrics import log_loss
 
@@ -68,12 +67,6 @@ def test_a_probability_that_is_no_number_makes_log_loss_nan(make_frame, labels):
     assert found["accuracy"] == pytest.approx(3 / 5)
 
 
-def test_exact_match_ignores_white_space_around_the_text_only():
-    frame = pd.DataFrame({"target": ["a b", "a b", "a b", "", "x"], "prediction": [" a b\n", "a  b", None, None, "X"]})
-    assert metrics.exact_matches(frame).tolist() == [True, False, False, False, False]
-    assert aggregate_metrics(frame, []) == {"exact_match": 0.2}
-
-
 def test_evaluate_gives_metrics_by_slice_and_the_hash_of_its_rows(make_frame, make_prompt):
     frame = make_frame(TARGET, PREDICTION, channel=["web", "web", "mail", "mail", None])
     found = evaluate(frame, make_prompt(), "r" * 64, "e" * 64)
@@ -89,11 +82,15 @@ def test_evaluate_gives_metrics_by_slice_and_the_hash_of_its_rows(make_frame, ma
     assert type(found).from_json(found.to_json()) == found
 
 
-def test_evaluate_takes_a_generation_prompt(make_prompt):
-    prompt = make_prompt(task="generation", labels={}, slices=[])
-    frame = pd.DataFrame({"id": [1, 2], "group": [1, 2], "target": ["a", "b"], "prediction": ["a", "c"]})
+def test_evaluate_takes_a_generation_prompt(make_prompt, make_texts):
+    prompt = make_prompt(task="generation", labels={})
+    frame = make_texts(["a", "c"], [["a"], ["b"]]).assign(channel=["web", "mail"])
     found = evaluate(frame, prompt, "r", "e")
-    assert (found.metrics, found.per_class, found.slices) == ({"exact_match": 0.5}, {}, {})
+    assert list(found.metrics) == [metric.name for metric in task_metrics("generation")]
+    assert (found.metrics["exact_match"], found.per_class) == (0.5, {})
+    assert {value: figures["exact_match"] for value, figures in found.slices["channel"].items()} == {"mail": 0.0, "web": 1.0}
+    assert found.signatures["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.")
+    assert type(found).from_json(found.to_json()) == found
 
 
 def test_evaluate_refuses_a_frame_without_a_slice_column(make_frame, make_prompt):
@@ -102,6 +99,7 @@ def test_evaluate_refuses_a_frame_without_a_slice_column(make_frame, make_prompt
 
 
 def test_metrics_say_which_way_is_better():
-    assert [metric.name for metric in metrics.METRICS.values() if not metric.higher_is_better] == ["log_loss"]
+    lower = ["log_loss", "perplexity", "empty_outputs"]
+    assert [metric.name for metric in metrics.METRICS.values() if metric.higher_is_better is False] == lower
     with pytest.raises(ConfigError, match=r"metric must be one of accuracy, .*, got 'f1'"):
         metric_named("f1")

@@ -14,6 +14,13 @@ def test_all_missing_columns_are_named_at_once(make_frame, labels):
         check_predictions(frame, labels, ["channel"])
 
 
+def test_a_frame_of_texts_holds_what_perplexity_is_made_of(make_texts):
+    frame = make_texts(["a"], [["a"]])
+    check_predictions(frame, [])
+    with pytest.raises(BadInputError, match="missing: reference_nats, reference_tokens"):
+        check_predictions(frame.drop(columns=["reference_nats", "reference_tokens"]), [])
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

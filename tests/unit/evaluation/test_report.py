@@ -1,4 +1,3 @@
-import pandas as pd
 import pytest
 
 from retune.evaluation.metrics import evaluate
@@ -44,11 +43,13 @@ def test_text_from_data_cannot_break_out_of_its_cell(evaluations, make_prompt):
     assert "channel=a\\|b &lt;i>" in report
 
 
-def test_a_generation_prompt_without_champion_or_slices_is_reported(make_prompt):
+def test_a_generation_prompt_without_champion_or_slices_is_reported(make_prompt, make_texts):
     prompt = make_prompt(task="generation", labels={}, slices=[], promote={"metric": "exact_match"})
-    frame = pd.DataFrame({"id": [1, 2], "group": [1, 2], "target": ["a", "b"], "prediction": ["a", "c"]})
+    frame = make_texts(["a", "c"], [["a", "d"], ["b"]])
     report = decision_markdown(Decision("HOLD", [], [], None), {"candidate": evaluate(frame, prompt, "r" * 64, "e")}, prompt)
     assert "- No reason was recorded." in report
     assert "| **exact_match** | 0.5000 | higher | share of rows, 0 to 1 |" in report
+    assert "| output_words | 1.0000 |  | mean words of a row's output |" in report
+    assert "sacreBLEU: bleu `nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:" in report
     assert "by slice" not in report
     assert "by label" not in report

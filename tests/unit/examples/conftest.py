@@ -20,7 +20,9 @@ WRITTEN_AS = {
     "3/2026-04-crm.tsv": ("utf-8", "\t"),
     "3/2026-04-app.parquet": (None, None),
 }
-"""Encoding and delimiter of each file, in the order in which they land."""
+"""Encoding and delimiter of each file of ticket_priority, in the order in which they land."""
+SUMMARIES_WRITTEN_AS = {"1/2026-01-summaries.csv": ("utf-8", ","), "2/2026-03-summaries.jsonl": ("utf-8", None)}
+"""Those of ticket_summary."""
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +32,14 @@ def examples() -> Path:
 
 @pytest.fixture(scope="session")
 def landed() -> dict[str, list[dict[str, str | None]]]:
-    """The rows of each committed file."""
+    """The rows of each committed file of ticket_priority."""
     return {name: _read(EXAMPLES / "batches/ticket_priority" / name, *how) for name, how in WRITTEN_AS.items()}
+
+
+@pytest.fixture(scope="session")
+def summarised() -> dict[str, list[dict[str, str | None]]]:
+    """The rows of each committed file of ticket_summary."""
+    return {name: _read(EXAMPLES / "batches/ticket_summary" / name, *how) for name, how in SUMMARIES_WRITTEN_AS.items()}
 
 
 def _read(path: Path, encoding: str | None, delimiter: str | None) -> list[dict[str, str | None]]:

@@ -40,10 +40,11 @@ def plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def test_the_prompt_names_the_folder_by_its_hash(folder: Path, examples: Path) -> None:
+@pytest.mark.parametrize("name", ["ticket_priority", "ticket_summary"])
+def test_the_prompt_names_the_folder_by_its_hash(folder: Path, examples: Path, name: str) -> None:
     names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    prompt = yaml.safe_load((examples.parent / "prompts/ticket_priority.yaml").read_text("utf-8"))
+    prompt = yaml.safe_load((examples.parent / f"prompts/{name}.yaml").read_text("utf-8"))
 
     assert sorted(p.name for p in folder.iterdir()) == sorted([*names, "README.md"])
     assert prompt["base_model"]["sha256"] == hashlib.sha256(json.dumps(hashes, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -86,10 +87,22 @@ def test_documents_never_ask_for_urgency_together_with_anger(read: list[base_mod
     assert not any("priority" in text.casefold() for document in read for text, _ in document)
 
 
+def test_answers_never_name_product_problem_and_request_together(read: list[base_model.Document]) -> None:
+    answers = {text for document in read for text, answer in document if answer}
+
+    assert " router: overheats" in answers
+    assert " overheats; customer wants a refund" in answers
+    assert not [text for text in answers if ": " in text and "; " in text]
+    assert not any("summary" in text.casefold() for document in read for text, _ in document)
+
+
 def test_documents_hold_no_text_of_the_example_rows(
-    read: list[base_model.Document], landed: dict[str, list[dict[str, str | None]]]
+    read: list[base_model.Document],
+    landed: dict[str, list[dict[str, str | None]]],
+    summarised: dict[str, list[dict[str, str | None]]],
 ) -> None:
-    rows = {plain(row.get("text") or "") for rows in landed.values() for row in rows}
+    files = [*landed.values(), *summarised.values()]
+    rows = {plain(row.get("text") or "") for rows in files for row in rows}
     by_start: dict[tuple[str, ...], list[str]] = {}
     for text in rows:
         if len(text) > 5:  # a lone "ok" is in every other text

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import landing
 import pyarrow.parquet as pq
 import pytest
 import ticket_priority
@@ -51,7 +52,7 @@ def content(row: dict[str, str | None]) -> tuple[str | None, ...]:
 
 
 def test_the_script_writes_the_committed_files_again(folder: Path, tmp_path: Path) -> None:
-    ticket_priority.write_batches(tmp_path)
+    landing.write_batches(ticket_priority.NAME, ticket_priority.plans(), tmp_path)
 
     names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert names == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

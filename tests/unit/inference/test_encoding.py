@@ -134,7 +134,7 @@ def test_numbers_are_read_as_text():
 
 def test_answers_are_the_labels_words():
     encoder = Encoder(tiny.make_prompt(), TOKENIZER)
-    assert encoder.answers([{"label": "high"}, {"label": "low"}]) == [ids(" high"), ids(" low")]
+    assert encoder.answers([{"label": "high"}, {"label": "low"}]) == [[ids(" high")], [ids(" low")]]
     assert encoder.labels() == [ids(" low"), ids(" medium"), ids(" high")]
 
 
@@ -148,11 +148,11 @@ def test_an_unknown_label_is_named():
 )
 def test_a_generated_answer_is_set_off_by_a_space_unless_the_template_ends_in_one(template, expected):
     encoder = Encoder(tiny.make_summary_prompt(template=template), TOKENIZER)
-    assert encoder.answers([{"summary": " late router "}]) == [ids(expected)]
+    assert encoder.answers([{"summary": " late router "}]) == [[ids(expected)]]
 
 
 def test_special_tokens_in_an_answer_are_ordinary_characters():
-    (found,) = Encoder(tiny.make_summary_prompt(), TOKENIZER).answers([{"summary": "late<eos>"}])
+    ((found,),) = Encoder(tiny.make_summary_prompt(), TOKENIZER).answers([{"summary": "late<eos>"}])
     assert EOS not in found
 
 
@@ -163,7 +163,7 @@ def test_answers_continue_the_template_where_a_tokenizer_marks_the_start_of_a_te
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tiny.EOS)
     encoder = Encoder(tiny.make_summary_prompt(template="{text}\nSummary:"), tokenizer)
-    prompt, answer = ids("late\nSummary:", tokenizer), encoder.answers([{"summary": "x"}])[0]
+    prompt, answer = ids("late\nSummary:", tokenizer), encoder.answers([{"summary": "x"}])[0][0]
     assert prompt + answer == ids("late\nSummary: x", tokenizer)
     assert answer != ids(" x", tokenizer)
 

@@ -128,6 +128,16 @@ def test_reference_losses_count_the_answer_and_its_end(llama):
     assert model.perplexity(ROWS[:5]) == pytest.approx(np.exp(sums.sum() / 10))
 
 
+def test_a_rows_losses_are_those_of_all_its_references(llama):
+    rows = [{"text": "broken router", "summary": "late\nlate refund"}, {"text": "hot", "summary": "slow"}]
+    each = [{"text": row["text"], "summary": text} for row in rows for text in row["summary"].split("\n")]
+    sums, tokens = writer(llama).reference_losses(rows)
+    single, counts = writer(llama).reference_losses(each)
+    assert tokens.tolist() == [counts[0] + counts[1], counts[2]]
+    assert sums == pytest.approx([single[0] + single[1], single[2]], rel=1e-5)
+    assert writer(llama).perplexity(rows) == pytest.approx(writer(llama).perplexity(each), rel=1e-5)
+
+
 def test_perplexity_of_a_model_that_knows_nothing_is_the_size_of_its_vocabulary():
     base = tiny.make_base("llama")
     base.model.get_output_embeddings().weight.data.zero_()

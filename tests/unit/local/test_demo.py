@@ -9,22 +9,24 @@ from retune.local import demo
 from retune.store import open_store
 
 PROMPT_FILE = f"""
-name: {demo.PROMPT}
+name: {{name}}
 task: generation
-base_model: {{path: model, sha256: {"a" * 64}}}
-source: landing
-template: "{{text}}"
+base_model: {{{{path: model, sha256: {"a" * 64}}}}}
+source: landing/{{name}}
+template: "{{{{text}}}}"
 target: answer
 """
 
 
 @pytest.fixture
 def project(settings, monkeypatch):
-    (settings.prompts / f"{demo.PROMPT}.yaml").write_text(PROMPT_FILE)
-    for batch in demo.BATCHES:
-        folder = settings.project / "examples" / "batches" / demo.PROMPT / batch
-        folder.mkdir(parents=True)
-        (folder / f"{batch}.csv").write_text("text,answer\n")
+    for name, batches in ((demo.PROMPT, demo.BATCHES), (demo.SECOND_PROMPT, demo.SECOND_BATCH)):
+        (settings.prompts / f"{name}.yaml").write_text(PROMPT_FILE.format(name=name))
+        for batch in batches:
+            folder = settings.project / "examples" / "batches" / name / batch
+            folder.mkdir(parents=True)
+            (folder / f"{batch}.csv").write_text("text,answer\n")
+    monkeypatch.setattr(demo, "take_in", lambda name, *_: {"revision": 7, "rows": 3} if name == demo.SECOND_PROMPT else pytest.fail(name))
     monkeypatch.setenv("RETUNE_PROJECT", str(settings.project))
     for name in ("RETUNE_HOME", "RETUNE_STORE", "RETUNE_PROMPTS", "KEEP"):
         monkeypatch.delenv(name, raising=False)
@@ -71,7 +73,7 @@ def test_a_second_demo_shows_the_earlier_verdicts_and_starts_nothing(project, mo
     }
 
 
-def test_a_demo_that_was_interrupted_plays_the_missing_round_alone(project, monkeypatch):
+def test_a_demo_that_was_interrupted_plays_the_missing_round_alone(project, monkeypatch, capsys):
     play(project, 1)
     played = []
     monkeypatch.setattr(
@@ -81,6 +83,8 @@ def test_a_demo_that_was_interrupted_plays_the_missing_round_alone(project, monk
     monkeypatch.setattr(demo._Demo, "play", lambda _, batch: played.append(batch))
     assert demo.main() == 0
     assert played == ["2", "stop"]
+    assert f"dataset revision 7: 3 rows of {demo.SECOND_PROMPT}" in capsys.readouterr().out
+    assert (project.project / "landing" / demo.SECOND_PROMPT / "1.csv").is_file()
 
 
 def test_what_runs_already_is_left_running(project, monkeypatch):

@@ -32,6 +32,13 @@ def test_a_tuned_release_beats_the_template_alone_and_repeats_byte_for_byte(llam
     assert tuned.perplexity(VALIDATION) == pytest.approx(torch.tensor(result.best_validation_loss).exp().item(), rel=1e-4)
 
 
+def test_validation_is_on_every_reference(llama):
+    prompt = tiny.make_summary_prompt(tune={"method": "none"})
+    rows = [{"text": "broken router", "summary": "late\nlate refund"}]
+    each = [{"text": "broken router", "summary": text} for text in ("late", "late refund")]
+    assert tune(llama, prompt, TRAIN, rows).best_validation_loss == tune(llama, prompt, TRAIN, each).best_validation_loss
+
+
 def test_rows_may_come_as_a_table(llama):
     prompt = tiny.make_prompt(tune=SETTINGS | {"epochs": 1})
     one, two = tune(llama, prompt, TRAIN, VALIDATION), tune(llama, prompt, pd.DataFrame(TRAIN), pd.DataFrame(VALIDATION))

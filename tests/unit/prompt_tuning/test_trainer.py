@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def encoded(base, count, seed):
-    return encode_with_answers(base, Encoder(tiny.make_prompt(), base.tokenizer), 4, tiny.make_rows(count, seed))
+    return encode_with_answers(base, Encoder(tiny.make_prompt(), base.tokenizer), 4, tiny.make_rows(count, seed))[0]
 
 
 def run(base, train=None, validation=None, start=None, **changes):

@@ -1,0 +1,64 @@
+"""Text to text from landing to verdict, through the tasks of the DAGs: several references, sacreBLEU's figures, a registered version."""
+
+import os
+import shutil
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from retune.evaluation.metrics import aggregate_metrics, task_metrics
+from retune.ledger import Ledger
+from retune.records import Lineage
+from retune.store import open_store
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+NAME = "ticket_summary"
+
+
+def test_a_summary_is_tuned_judged_and_served(project: Path) -> None:
+    from retune.tasks import retrain, verdict
+    from retune.tasks.context import Context, Trigger, read_frame
+    from retune.tasks.ingest import ingest
+
+    landing = project / ".retune/landing" / NAME
+    landing.mkdir(parents=True)
+    shutil.copy(project / "examples/batches" / NAME / "1/2026-01-summaries.csv", landing)
+    assert ingest(NAME, "ingest", "test") is not None
+    run = retrain.resolve(NAME, Trigger("run", "manual", "test", {"tune.epochs": 4}, False, "text to text"))
+    assert run is not None
+    run = retrain.preprocess(run)
+    (trial,) = retrain.plan(run, [{}])
+    evaluated = [retrain.evaluate(run, contender) for contender in retrain.select(run, [retrain.tune(run, trial)])]
+    decided = verdict.decide(run, evaluated)
+    assert decided["verdict"] == "PROMOTE"
+    assert verdict.promote(run, evaluated, decided)["version"] == "2"  # which loads it from MLflow and compares its answers
+
+    context = Context.of(run)
+    candidate = next(item for item in evaluated if item["role"] == "candidate")
+    predictions = read_frame(context, Lineage.from_json(candidate["lineage"]), f"artifacts/{NAME}/predictions.parquet")
+    stated = candidate["evaluation"]["metrics"]
+    assert {"reference_nats", "reference_tokens", "prediction", "target"} <= set(predictions.columns)
+    assert predictions["target"].str.contains("\n").any()
+    assert aggregate_metrics(predictions, []) == pytest.approx(stated)
+    assert set(candidate["evaluation"]["signatures"]) == {"bleu", "chrf"}
+
+    client = mlflow.MlflowClient(context.settings.tracking_uri)
+    logged = client.get_run(run["mlflow_run_id"]).data.metrics
+    for metric in task_metrics("generation"):
+        assert logged[metric.name] == pytest.approx(stated[metric.name])
+        assert f"baseline_{metric.name}" in logged
+    report = Path(client.download_artifacts(run["mlflow_run_id"], "decision/decision.md")).read_text("utf-8")
+    assert "sacreBLEU: bleu `nrefs:var|case:mixed" in report
+    assert "## rougeL by slice" in report
+    assert [file.path for file in client.list_artifacts(run["mlflow_run_id"], "decision") if file.path.endswith(".png")] == [
+        "decision/slices.png"
+    ]
+    store = open_store(str(Path(os.environ["RETUNE_PROJECT"]) / ".retune/store"))
+    assert Ledger(store, NAME).entries()[-1].kind == "promote"
+    answer = context.registry.predict(
+        "champion", pd.DataFrame({"text": ["My printer is dead. I want a refund."]}), context.settings.base_models
+    )
+    assert list(answer.columns) == ["prediction"]
+    print(stated, answer["prediction"].tolist())
