@@ -68,7 +68,9 @@ def test_empty_and_missing_outputs_are_counted(make_texts):
 @given(data=st.data())
 @settings(deadline=None, max_examples=60)
 def test_bleu_and_chrf_equal_the_library(metric, data):
-    line = st.lists(st.sampled_from(WORDS), max_size=7).map(" ".join) | st.text(st.characters(exclude_characters="\n\r"), max_size=8)
+    line = st.lists(st.sampled_from(WORDS), max_size=7).map(" ".join) | st.text(
+        st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=8
+    )
     rows = data.draw(st.lists(st.tuples(line, st.lists(line, min_size=1, max_size=3)), min_size=1, max_size=5))
     frame = pd.DataFrame({"prediction": [said for said, _ in rows], "target": ["\n".join(references) for _, references in rows]})
     assert aggregate(frame, metric) == pytest.approx(by_library(frame, metric), abs=1e-9)
