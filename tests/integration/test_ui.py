@@ -160,7 +160,8 @@ def test_a_changed_setting_goes_from_the_form_to_an_approved_promotion(
 ) -> None:
     form = open_form(page, stack, DAG)
     form.locator("[name='element_reason']").fill("another seed")
-    form.locator("label:has(input[name='element_approval'])").click()
+    for switch in ("approval", "patch"):
+        form.locator(f"label:has(input[name='element_{switch}'])").click()
     form.get_by_role("button", name="Tuning").click()
     form.locator("[name='element_tune.seed']").fill("21")
     shoot("04-retrain-form-tuning")
@@ -197,6 +198,16 @@ def test_a_changed_setting_goes_from_the_form_to_an_approved_promotion(
     page.goto(str(links["Release"]))
     expect(page.get_by_text("Metrics on the test split")).to_be_visible()
     shoot("12-mlflow-release")
+
+
+def test_the_patch_of_that_run_applies_to_the_checkout(project: Path, stack: dict[str, Any], tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    run_id = entries(project)[-1].body["mlflow_run_id"]
+    patch = MlflowClient(tracking_uri=stack["mlflow_url"]).download_artifacts(run_id, "patch/retune.patch", str(tmp_path))
+    subprocess.run(["git", "apply", "--check", patch], cwd=project, check=True)
+    stat = subprocess.run(["git", "apply", "--stat", patch], cwd=project, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in stat.splitlines()[:-1]] == ["data.dvc", "dvc.lock", f"prompts/{PROMPT}.yaml"]
 
 
 def test_two_runs_are_compared_in_mlflow(page: Page, stack: dict[str, Any], project: Path, shoot: Callable[[str], None]) -> None:

@@ -70,7 +70,7 @@ def _stream() -> Iterator[Callable[[dict[str, Any]], None]]:
                 mlflow.MlflowClient().log_batch(run_id, metrics=metrics[start : start + 500])
         except mlflow.exceptions.MlflowException as error:
             broken = True
-            print(f"MLflow is away ({error}); tuning goes on, the curve follows from its file", file=sys.stderr, flush=True)
+            _away(error)
 
     def send(row: dict[str, Any]) -> None:
         show(row)
@@ -80,10 +80,27 @@ def _stream() -> Iterator[Callable[[dict[str, Any]], None]]:
         if row.get("validation_loss") is not None or time.monotonic() - sent > 2:
             flush()
 
-    with mlflow.start_run(run_id=run_id, log_system_metrics=True):
+    try:
+        mlflow.start_run(run_id=run_id, log_system_metrics=True)
+    except mlflow.exceptions.MlflowException as error:
+        _away(error)
+        yield show
+        return
+    status = "FAILED"
+    try:
         yield send
         if pending and not broken:
             flush()
+        status = "FINISHED"
+    finally:
+        try:
+            mlflow.end_run(status)
+        except mlflow.exceptions.MlflowException as error:
+            _away(error)
+
+
+def _away(error: Exception) -> None:
+    print(f"MLflow is away ({error}); tuning goes on, the curve follows from its file", file=sys.stderr, flush=True)
 
 
 def main(prompt: Prompt) -> None:
