@@ -50,7 +50,8 @@ class Tracker:
         # Without a server MLflow would put artifacts under the working directory, which is another one in every process.
         database = self.client.tracking_uri.removeprefix("sqlite:///")
         local = database != self.client.tracking_uri
-        return self.client.create_experiment(self.experiment, (Path(database).parent / "mlartifacts").as_uri() if local else None)
+        place = (Path(database).parent / "mlartifacts").as_uri() if local else None
+        return self.client.create_experiment(self.experiment, place, tags={"mlflow.experimentKind": "custom_model_development"})
 
     def find(self, key: str) -> Run | None:
         """The run with this key, whatever its state."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 import yaml
@@ -113,6 +113,14 @@ def submit(page: Page, form: Any) -> str:
     return page.url.split("?")[0]
 
 
+def waits_for(airflow: Airflow, dag: str, run_id: str, task: str, state: str, seconds: float = 900) -> None:
+    deadline = time.monotonic() + seconds
+    while {t.task: t.state for t in airflow.tasks(dag, run_id)}.get(task) != state:
+        assert airflow.run(dag, run_id)["state"] not in FINISHED, f"{dag} {run_id} ended before {task} was {state}"
+        assert time.monotonic() < deadline, f"{task} of {run_id} was not {state} within {seconds} s"
+        time.sleep(2)
+
+
 def finished(airflow: Airflow, dag: str, run_id: str, seconds: float = 600) -> str:
     deadline = time.monotonic() + seconds
     while (state := str(airflow.run(dag, run_id)["state"])) not in FINISHED:
@@ -156,7 +164,7 @@ def test_rolling_back_by_form_offers_the_ledgers_releases(
 
 
 def test_a_changed_setting_goes_from_the_form_to_an_approved_promotion(
-    page: Page, stack: dict[str, Any], project: Path, shoot: Callable[[str], None]
+    page: Page, stack: dict[str, Any], project: Path, shoot: Callable[[str], None], airflow: Airflow
 ) -> None:
     form = open_form(page, stack, DAG)
     form.locator("[name='element_reason']").fill("another seed")
@@ -169,7 +177,8 @@ def test_a_changed_setting_goes_from_the_form_to_an_approved_promotion(
     shoot("05-retrain-form-more")
     url = submit(page, form)
     shoot("06-running")
-    expect(page.get_by_text("Awaiting Input")).to_be_visible(timeout=TASK_WITHIN)
+    page.goto("about:blank")  # a page that draws the run anew every few seconds would take the processor from it
+    waits_for(airflow, DAG, unquote(url.rpartition("/")[2]), "approve", "awaiting_input")
     page.goto(f"{url}/tasks/approve/required_actions")
     expect(page.get_by_text(f"{PROMPT}: PROMOTE")).to_be_visible()
     shoot("07-approve")
@@ -184,7 +193,9 @@ def test_a_changed_setting_goes_from_the_form_to_an_approved_promotion(
     assert entry.body["decision"]["reasons"][-1] == "Approved by admin: reads well"
     assert entry.body["lineage"]["overrides"] == {"tune.seed": 21}
 
-    # The links of the task lead to MLflow, and from there back.
+
+def test_links_lead_from_a_task_to_mlflow_and_back(page: Page, stack: dict[str, Any], project: Path, shoot: Callable[[str], None]) -> None:
+    url = f"{stack['airflow_url']}/dags/{DAG}/runs/{quote(entries(project)[-1].body['dag_run_id'], safe='')}"
     page.goto(f"{url}/tasks/promote/details")
     links = {name: page.get_by_role("link", name=name).get_attribute("href") for name in ("MLflow run", "Report", "Release")}
     shoot("09-links")
@@ -226,7 +237,7 @@ def test_two_runs_are_compared_in_mlflow(page: Page, stack: dict[str, Any], proj
     both = [client.get_run(run_id) for run_id in judged]
     changed = {name for name in both[0].data.params if both[0].data.params[name] != both[1].data.params.get(name)}
     assert "tune.seed" in changed, "what changed"
-    assert {"macro_f1", "champion_macro_f1", "gain", "rows_train"} <= both[0].data.metrics.keys() & both[1].data.metrics.keys(), (
+    assert {"macro_f1", "champion_macro_f1", "gain", "low", "high"} <= both[0].data.metrics.keys() & both[1].data.metrics.keys(), (
         "did it help"
     )
 
@@ -234,13 +245,11 @@ def test_two_runs_are_compared_in_mlflow(page: Page, stack: dict[str, Any], proj
 def test_a_wrong_value_is_answered_with_what_would_be_right(airflow: Airflow) -> None:
     from retune.errors import RetuneError
 
-    for conf, message in (
-        ({"tune.learning_rate": -1}, "exclusiveMinimum|greater than|minimum"),
-        ({"tune.init": "zeros"}, "sampled_vocabulary"),
-        ({"tune.epochs": "many"}, "integer"),
+    for number, (conf, message) in enumerate(
+        [({"tune.learning_rate": -1}, "minimum"), ({"tune.init": "zeros"}, "sampled_vocabulary"), ({"tune.epochs": "many"}, "integer")]
     ):
         with pytest.raises(RetuneError, match=message):
-            airflow.trigger(DAG, f"wrong {conf}", conf)
+            airflow.trigger(DAG, f"wrong_{number}", conf)
 
 
 def test_a_cron_schedule_starts_a_run_by_itself(project: Path, airflow: Airflow) -> None:

@@ -33,11 +33,9 @@ def preprocess(run: Json) -> Json:
         out = context.workspaces.section(lineage, "preprocess", context.prompt.name)["outs"][0]
         source = {"dvc": place, "md5": out["md5"], "revision": lineage.revision}
         context.tracker.dataset(run_id, context.prompt.name, out["md5"], source, run["rows"], "training")
-        rows = {f"rows_{s}": float(len(read_frame(context, lineage, f"{place}/{s}.parquet"))) for s in ("train", "validation", "test")}
-        context.tracker.metrics(run_id, rows)
-        context.tracker.params(
-            run_id, {**_inputs(context.prompt, lineage), "preprocess": context.prompt.preprocess.model_dump(mode="json")}
-        )
+        rows = {f"rows_{s}": len(read_frame(context, lineage, f"{place}/{s}.parquet")) for s in ("train", "validation", "test")}
+        settings = {**_inputs(context.prompt, lineage), **rows, "preprocess": context.prompt.preprocess.model_dump(mode="json")}
+        context.tracker.params(run_id, settings)
     return {**run, "lineage": lineage.to_json()}
 
 
