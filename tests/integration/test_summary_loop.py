@@ -1,12 +1,15 @@
 """Text to text from landing to verdict, through the tasks of the DAGs: several references, sacreBLEU's figures, a registered version."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
+from checkouts import run as run_module
+from loops import trigger
 
 from retune.evaluation.metrics import aggregate_metrics, task_metrics
 from retune.ledger import Ledger
@@ -19,14 +22,15 @@ NAME = "ticket_summary"
 
 def test_a_summary_is_tuned_judged_and_served(project: Path) -> None:
     from retune.tasks import retrain, verdict
-    from retune.tasks.context import Context, Trigger, read_frame
+    from retune.tasks.context import Context, read_frame
     from retune.tasks.ingest import ingest
+    from retune.tasks.resolve import resolve
 
     landing = project / ".retune/landing" / NAME
     landing.mkdir(parents=True)
     shutil.copy(project / "examples/batches" / NAME / "1/2026-01-summaries.csv", landing)
     assert ingest(NAME, "ingest", "test") is not None
-    run = retrain.resolve(NAME, Trigger("run", "manual", "test", {"tune.epochs": 4}, False, "text to text"))
+    run = resolve(NAME, trigger("run", "text to text"), {"tune.epochs": 4})
     assert run is not None
     run = retrain.preprocess(run)
     (trial,) = retrain.plan(run, [{}])
@@ -58,7 +62,11 @@ def test_a_summary_is_tuned_judged_and_served(project: Path) -> None:
     store = open_store(str(Path(os.environ["RETUNE_PROJECT"]) / ".retune/store"))
     assert Ledger(store, NAME).entries()[-1].kind == "promote"
     answer = context.registry.predict(
-        "champion", pd.DataFrame({"text": ["My printer is dead. I want a refund."]}), context.settings.base_models
+        "@champion", pd.DataFrame({"text": ["My printer is dead. I want a refund."]}), context.settings.base_models
     )
     assert list(answer.columns) == ["prediction"]
     print(stated, answer["prediction"].tolist())
+
+    told = run_module(project, "retune.cli", "reproduce", NAME).stdout
+    assert re.findall(r"Running stage '(\w+)@", told) == ["preprocess", "tune"]
+    assert f"release {candidate['release'][:12]}, byte for byte" in told
