@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -54,6 +56,15 @@ class Context:
         from retune.registry import Registry
 
         return Registry(self.settings.tracking_uri, self.prompt.name)
+
+    @contextmanager
+    def failing(self, run_id: str) -> Iterator[None]:
+        """Marks the MLflow run FAILED if the block raises; a task that has nothing to log needs no MLflow otherwise."""
+        try:
+            yield
+        except BaseException:
+            self.tracker.close(run_id, "FAILED")
+            raise
 
     def environment(self, mlflow_run: str | None = None) -> dict[str, str]:
         """What a stage's process is told besides its files."""

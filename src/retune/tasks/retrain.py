@@ -8,12 +8,10 @@ import io
 import json
 from typing import Any
 
-import pandas as pd
-
 from retune.config import Prompt, override
 from retune.errors import ConfigError
 from retune.records import Lineage
-from retune.tasks.context import Context, Json, read_frame
+from retune.tasks.context import Context, Json
 from retune.tasks.release import read_release_record
 from retune.workspace import StageRun
 
@@ -33,7 +31,7 @@ def preprocess(run: Json) -> Json:
         out = context.workspaces.section(lineage, "preprocess", context.prompt.name)["outs"][0]
         source = {"dvc": place, "md5": out["md5"], "revision": lineage.revision}
         context.tracker.dataset(run_id, context.prompt.name, out["md5"], source, run["rows"], "training")
-        rows = {f"rows_{s}": len(read_frame(context, lineage, f"{place}/{s}.parquet")) for s in ("train", "validation", "test")}
+        rows = {f"rows_{name}": split["rows"] for name, split in report["splits"].items()}
         settings = {**_inputs(context.prompt, lineage), **rows, "preprocess": context.prompt.preprocess.model_dump(mode="json")}
         context.tracker.params(run_id, settings)
     return {**run, "lineage": lineage.to_json()}
@@ -54,6 +52,8 @@ def plan(run: Json, trials: list[Json] | None = None) -> list[Json]:
 
 def tune(run: Json, trial: Json) -> Json:
     """One trial in its nested MLflow run; the stage streams its curve there. Retry: a finished trial is restored."""
+    import pandas as pd  # here, since the tasks beside this one do without it
+
     context = Context.of(run)
     prompt = override(context.prompt, trial["overrides"])
     parent = run["mlflow_run_id"]
@@ -101,9 +101,6 @@ def select(run: Json, tuned: list[Json]) -> list[Json]:
     best = min(tuned, key=lambda t: (t["validation_loss"], t["trial"]["name"]))
     for trial in tuned:
         print(f"trial {trial['trial']['name']}: validation loss {trial['validation_loss']:.4f}{'  <- candidate' if trial is best else ''}")
-    with context.tracker.working(run["mlflow_run_id"]):
-        for trial in tuned:
-            context.tracker.tags(trial["mlflow_run_id"], {"retune.selected": str(trial is best).lower()})
     contenders = [{"role": "candidate", **{key: value for key, value in best.items() if key != "links"}}]
     for role in ("champion", "baseline"):
         other = run[role]
@@ -121,7 +118,7 @@ def evaluate(run: Json, contender: Json) -> Json:
     """One release on the run's test rows, in the same code as any other. Retry: restored when done before."""
     context = Context.of(run)
     prompt = override(context.prompt, contender["trial"]["overrides"]) if "trial" in contender else context.prompt
-    with context.tracker.working(run["mlflow_run_id"]):
+    with context.failing(run["mlflow_run_id"]):
         done = context.workspaces.run("evaluate", prompt, Lineage.from_json(contender["lineage"]), context.environment())
     metrics = json.loads(context.workspaces.read(done.lineage, f"artifacts/{context.prompt.name}/metrics.json"))
     return {

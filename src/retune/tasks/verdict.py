@@ -39,6 +39,7 @@ def decide(run: Json, evaluated: list[Json]) -> Json:
     context, run_id = Context.of(run), run["mlflow_run_id"]
     links = {"Report": context.run_link(run_id, REPORT)}
     with context.tracker.working(run_id):
+        context.tracker.tags(_candidate(evaluated)["mlflow_run_id"], {"retune.selected": "true"})
         for _ in range(ATTEMPTS):
             entries = context.ledger.entries()
             if earlier := _recorded(entries, run):
