@@ -48,7 +48,7 @@ def run(
     show_command: ShowCommand = False,
 ) -> None:
     """Start a DAG run, follow it, and show the verdict with its reasons. Fails if the run fails, not if the gate holds."""
-    from retune.config import load_prompt, override
+    from retune.config import load_prompt, load_prompts, override
     from retune.settings import Settings
 
     settings = Settings.load()
@@ -69,6 +69,9 @@ def run(
     run_id = None
     if first_ingest and no_wait:
         raise ConfigError("--ingest waits for the ingest before it starts the run; leave out --no-wait")
+    if first_ingest or dag == INGEST:
+        for name in load_prompts(settings.prompts):
+            airflow.wait_for_task(INGEST, f"ingest_{name}")  # Airflow reads a new prompt file within half a minute
     if first_ingest:
         begun = datetime.now(UTC)
         before = _revision(settings)

@@ -81,12 +81,19 @@ class Airflow:
 
     def wait_for_dag(self, dag: str, timeout: float = 60) -> None:
         """Returns once the DAG is known. Raises ConfigError with the import errors if it is not in time."""
+        self._wait_for(f"DAG {dag!r}", f"dags/{quote(dag)}", timeout)
+
+    def wait_for_task(self, dag: str, task: str, timeout: float = 90) -> None:
+        """Returns once the DAG has the task, which a new prompt file gives it when Airflow reads its DAGs again. Raises as `wait_for_dag`."""
+        self._wait_for(f"task {task!r} in the DAG {dag!r}", f"dags/{quote(dag)}/tasks/{quote(task)}", timeout)
+
+    def _wait_for(self, what: str, path: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while self._call(f"dags/{quote(dag)}", allow=(404,)) is None:
+        while self._call(path, allow=(404,)) is None:
             if (errors := self.import_errors()) or time.monotonic() > deadline:
                 listed = "".join(f"\n  {file}: {text}" for file, text in errors)
                 raise ConfigError(
-                    f"Airflow knows no DAG {dag!r}" + (f"; these files fail to import:{listed}" if listed else "; see `retune doctor`")
+                    f"Airflow knows no {what}" + (f"; these files fail to import:{listed}" if listed else "; see `retune doctor`")
                 )
             time.sleep(0.5)
 

@@ -14,6 +14,7 @@ class Api(BaseHTTPRequestHandler):
     tokens = 0
     triggered: list[dict]
     expired = False
+    asked = 0
     import_errors: list[dict]
 
     def log_message(self, *args):
@@ -43,6 +44,9 @@ class Api(BaseHTTPRequestHandler):
             return self.answer(401, {"detail": "expired"})
         if self.path == "/api/v2/dags/d":
             return self.answer(200, {"dag_id": "d"})
+        if self.path == "/api/v2/dags/d/tasks/late":
+            type(self).asked += 1
+            return self.answer(200, {"task_id": "late"}) if self.asked > 1 else self.answer(404, {"detail": "not found"})
         if self.path.startswith("/api/v2/importErrors"):
             return self.answer(200, {"import_errors": self.import_errors})
         if self.path.startswith("/api/v2/dags/d/dagRuns/r%2B1/taskInstances"):
@@ -104,6 +108,14 @@ def test_a_dag_that_fails_to_import_is_reported_at_once(api):
     handler.import_errors = [{"filename": "x.py", "stack_trace": "Traceback:\n  ...\nNameError: nope\n"}]
     with pytest.raises(ConfigError, match=r"x\.py: NameError: nope"):
         Airflow(url, "admin", "right").wait_for_dag("unknown")
+
+
+def test_a_task_that_a_new_prompt_file_brings_is_waited_for(api):
+    handler, url = api
+    Airflow(url, "admin", "right").wait_for_task("d", "late", timeout=10)
+    assert handler.asked == 2
+    with pytest.raises(ConfigError, match="no task 'never' in the DAG 'd'"):
+        Airflow(url, "admin", "right").wait_for_task("d", "never", timeout=0)
 
 
 def test_a_wrong_password_and_a_stack_that_is_down_say_what_to_do(api):
