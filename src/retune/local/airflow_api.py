@@ -84,7 +84,7 @@ class Airflow:
         self._wait_for(f"DAG {dag!r}", f"dags/{quote(dag)}", timeout)
 
     def wait_for_task(self, dag: str, task: str, timeout: float = 90) -> None:
-        """Returns once the DAG has the task, which a new prompt file gives it when Airflow reads its DAGs again. Raises as `wait_for_dag`."""
+        """Returns once the DAG has the task: a new prompt file brings one when Airflow reads its DAGs again. Raises as `wait_for_dag`."""
         self._wait_for(f"task {task!r} in the DAG {dag!r}", f"dags/{quote(dag)}/tasks/{quote(task)}", timeout)
 
     def _wait_for(self, what: str, path: str, timeout: float) -> None:
