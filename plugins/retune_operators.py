@@ -102,7 +102,7 @@ class ApprovePromotion(ApprovalOperator):
         decided = context["ti"].xcom_pull(task_ids="decide")
         if not decided["ask"]:
             raise AirflowSkipException("nothing to approve, or nobody to be asked")
-        self.body = decided["summary"]
+        self.body = f"{decided['summary']}\n[Report in MLflow]({decided['links']['Report']})"
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:

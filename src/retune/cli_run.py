@@ -42,6 +42,8 @@ def run(
     assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the prompt file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Go through even if the same inputs were decided before.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="Why; kept in MLflow and the ledger.")] = "",
+    approval: Annotated[bool, typer.Option("--approval", help="Ask a person in Airflow before promotion.")] = False,
+    patch: Annotated[bool, typer.Option("--patch", help="Write data.dvc and dvc.lock of the run as a git patch in MLflow.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start it and return.")] = False,
     first_ingest: Annotated[bool, typer.Option("--ingest", help="Take in what has landed first.")] = False,
     as_json: AsJson = False,
@@ -55,9 +57,12 @@ def run(
     dag, conf = INGEST, dict[str, Any]()
     if prompt != INGEST:
         dag, conf = f"retrain_{prompt}", {"overrides": overrides(assignments or []), "force": force, "reason": reason}
+        conf |= {"approval": approval, "patch": patch}
         override(load_prompt(settings.prompts / f"{prompt}.yaml"), conf["overrides"])  # a wrong one fails here, not in ten seconds
-    elif assignments or force or first_ingest:
-        raise ConfigError("--set, --force and --ingest belong to a prompt's run, not to `retune run ingest`")
+    elif assignments or force or first_ingest or approval or patch:
+        raise ConfigError("--set, --force, --approval, --patch and --ingest belong to a prompt's run, not to `retune run ingest`")
+    if first_ingest and approval:
+        raise ConfigError("--approval with --ingest: the run that new data start by themselves would not ask; set promote.approval: true")
     if show_command:
         words = ["airflow", "dags", "trigger", dag, *(["--conf", json.dumps(conf)] if conf else [])]
         plain(shell(words, {"AIRFLOW_HOME": str(settings.home / "airflow")}))
@@ -76,7 +81,7 @@ def run(
         begun = datetime.now(UTC)
         before = _revision(settings)
         ingest(airflow, out)
-        if _revision(settings) != before and not (conf["overrides"] or force):
+        if _revision(settings) != before and not (conf["overrides"] or force or patch):
             run_id, _ = retrain_after(airflow, prompt, begun, conf)  # the new revision's own event starts it
     if run_id is None:
         run_id = start_run(airflow, dag, conf, reason or None)
@@ -85,6 +90,8 @@ def run(
         emit({"dag_id": dag, "dag_run_id": run_id, "url": url}) if as_json else plain(f"{run_id}\n{url}")
         return
     out.print(f"[bold]{dag}[/] {url}")
+    if approval:
+        out.print(f"before a promotion it asks under Required Actions: {url}/required_actions")
     finished = _follow(airflow, dag, run_id, out)
     if finished.state != "success":
         raise RetuneError(explain_failure(airflow, finished))

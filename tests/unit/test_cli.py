@@ -158,6 +158,8 @@ def test_people_get_tables(decided):
         (("predict", "p", "--text", "x"), 1, "retune up"),
         (("predict", "p"), 2, "--text or --file"),
         (("land", "p", "none.csv"), 1, "no such file"),
+        (("run", "ingest", "--approval"), 2, "belong to a prompt's run"),
+        (("run", "p", "--ingest", "--approval"), 2, "set promote.approval: true"),
         (("checkout",), 1, "no dataset revision yet"),
         (("checkout", "--prompt", "unknown"), 2, "no prompt file"),
         (("checkout", "abc", "--data", "1"), 2, "either a release or --data"),
