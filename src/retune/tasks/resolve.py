@@ -17,6 +17,9 @@ from retune.tasks.context import Context, Json, champion_of
 
 __all__ = ["fingerprint", "resolve"]
 
+WHY = {"asset_triggered": "new data", "scheduled": "schedule", "manual": "by hand"}
+"""Airflow's type of a run, in the words of a list that people read."""
+
 
 def fingerprint(context: Context, lineage: Lineage) -> str:
     """Hash of everything that a retrain run's verdict follows from, the champion apart: promotion must not cause the next run."""
@@ -117,7 +120,7 @@ def _open_run(context: Context, trigger: Trigger, lineage: Lineage, mark: str) -
         print(f"MLflow run {orphan} was left open by a run that was killed: closed")
     return context.tracker.open(
         key,
-        f"{changed or trigger.run_type} · revision {lineage.revision}",
+        f"{changed or WHY.get(trigger.run_type, trigger.run_type)} · revision {lineage.revision}",
         {
             "retune.dag_run_id": trigger.dag_run_id,
             "retune.dag_id": trigger.dag_id,
