@@ -72,7 +72,9 @@ def _tell(planned: "Checkout", written: list[str]) -> None:
             out.print(f"  its stages ran with other code ({', '.join(part.changed_code[:3])}{more}): `dvc repro` would run them again")
             uncommitted = ", which held uncommitted changes" if part.lineage.dirty else ""
             out.print(f"  to have that code, `git checkout {part.lineage.commit}`{uncommitted}, then this command again")
-    out.print("next: [bold]dvc pull[/]")
+    made = [f"evaluate@{part.prompt}" for part in planned.parts if f"evaluate@{part.prompt}" in part.lineage.lock]
+    # A bare pull fails on outputs that nobody has made yet, such as another prompt's release.
+    out.print(f"next: [bold]dvc pull {f'-d {chr(32).join(made)}' if made else '--allow-missing'}[/]")
 
 
 def reproduce(
