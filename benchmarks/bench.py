@@ -3,7 +3,6 @@
 Rows of `figure, case, value, low, high, unit`: median, least and most of the interleaved rounds.
 """
 
-import csv
 import json
 import os
 import platform
@@ -17,15 +16,10 @@ from typing import Any
 
 import torch
 from loop import nothing_new
-from peft import PromptTuningConfig, TaskType, get_peft_model
 from rich.console import Console
 from rich.table import Table
 
 from retune.config import load_prompt
-from retune.inference.base_model import open_base_model
-from retune.inference.encoding import Encoder
-from retune.inference.inputs import IGNORED, assemble, collate, encode_with_answers
-from retune.inference.scoring import answer_losses
 from retune.ledger import Ledger
 from retune.settings import Settings
 from retune.tasks.ingest import ingest
@@ -50,32 +44,6 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS
 def ratio(figure: str, case: str, slow: list[float], fast: list[float]) -> dict[str, Any]:
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
     return {"figure": figure, "case": case, "value": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "unit": "x"}
-
-
-def step_against_peft() -> dict[str, Any]:
-    """One training step, LM head at the answer's positions only, against PEFT's forward with all logits, on the same batch."""
-    torch.set_num_threads(1)
-    prompt = load_prompt(ROOT / "prompts/ticket_priority.yaml").released()
-    base, other = (open_base_model(prompt.base_model, ROOT) for _ in range(2))
-    with (ROOT / "examples/batches/ticket_priority/1/2026-01-helpdesk.csv").open(encoding="utf-8", newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r["label"] in prompt.labels and 2 < len(r["text"]) < 2000][:16]
-    encoded, _ = encode_with_answers(base, Encoder(prompt, base.tokenizer), prompt.tune.num_virtual_tokens, rows)
-    batch = collate(encoded, "right", base.device)
-    soft = base.model.get_input_embeddings().weight[300 : 300 + prompt.tune.num_virtual_tokens].detach().clone().requires_grad_(True)
-    config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=prompt.tune.num_virtual_tokens)
-    peft: Any = get_peft_model(other.model, config).eval()
-    with torch.no_grad():
-        peft.prompt_encoder["default"].embedding.weight.copy_(soft)
-    labels = batch.labels.masked_fill(batch.labels == IGNORED, -100)
-
-    def ours() -> None:
-        answer_losses(base, assemble(base, soft, batch))[0].mean().backward()
-
-    def theirs() -> None:
-        peft(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss.backward()
-
-    seconds = interleaved({"peft": theirs, "ours": ours})
-    return ratio("training step", "PEFT forward and backward / ours, 16 tickets, P=20, 1 thread", seconds["peft"], seconds["ours"])
 
 
 def restored_stage() -> dict[str, Any]:
@@ -109,7 +77,7 @@ def restored_stage() -> dict[str, Any]:
 
 
 def main() -> None:
-    rows = [step_against_peft(), restored_stage(), *nothing_new()]
+    rows = [restored_stage(), *nothing_new()]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     (ROOT / "benchmarks/results.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", "utf-8")
     table = Table("figure", "case", "median", "least", "most", title=machine)

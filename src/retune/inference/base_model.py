@@ -54,8 +54,20 @@ class BaseModel:
 
     @property
     def context(self) -> int:
-        """Largest number of positions, soft prompt included."""
-        return int(self.model.config.max_position_embeddings)
+        """Largest number of positions, soft prompt included; within it every token sees all before it, sliding windows notwithstanding."""
+        config = self.model.config
+        return int(min(config.max_position_embeddings, getattr(config, "sliding_window", None) or config.max_position_embeddings))
+
+    @property
+    def vocabulary(self) -> int:
+        """V, rows of the output embedding."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
 
     @property
     def device(self) -> torch.device:

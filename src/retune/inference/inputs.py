@@ -1,24 +1,25 @@
-"""From token ids to what the model reads: the one place that assembles inputs for training, evaluation and serving.
+"""From token ids to what the model reads: the one place that lays out rows for training, evaluation and serving.
 
-PEFT puts the virtual tokens before the pads of a left-padded row (`[soft][pad][text]`) and counts pads as positions: such a row differs
-from the same row alone (peft issues 1093, 1212; tests/unit/inference/test_peft.py shows it). Here the soft prompt stands next to the text
-on either side, and positions are counted over real tokens only, so that a padded row equals the row alone.
+Rows are laid end to end, each token at the position that it has in its row after P virtual tokens, so that no pad exists and a row reads
+the same alone and in any company. PEFT puts the virtual tokens before the pads of a left-padded row (`[soft][pad][text]`) and counts pads
+as positions: such a row differs from the same row alone (peft issues 1093, 1212; tests/unit/inference/test_peft.py shows it).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate
 
+import numpy as np
 import torch
 
 from retune.errors import BadInputError
 from retune.inference.base_model import BaseModel
 from retune.inference.encoding import Encoder, Rows, records
 
-__all__ = ["IGNORED", "EncodedRow", "Inputs", "TokenBatch", "assemble", "check_length", "collate", "encode_with_answers", "sorted_batches"]
+__all__ = ["CHUNK", "EncodedRow", "LabelTree", "Packed", "by_tokens", "check_length", "encode_with_answers", "pack", "sorted_batches"]
 
-IGNORED = -100
-"""Label of a position that carries no loss."""
+CHUNK = 128
+"""Tokens of neighbouring short rows that share one attention product."""
 
 
 @dataclass(frozen=True)
@@ -32,69 +33,93 @@ class EncodedRow:
         return len(self.prompt) + len(self.answer)
 
 
+class LabelTree:
+    """Token sequences as a tree: what they begin with in common is read once. Its nodes are their proper beginnings, 1 token or longer."""
+
+    def __init__(self, labels: Sequence[Sequence[int]]) -> None:
+        nodes: dict[tuple[int, ...], int] = {}
+        for label in labels:
+            for end in range(1, len(label)):
+                nodes.setdefault(tuple(label[:end]), len(nodes))
+        self.ids = np.array([path[-1] for path in nodes], dtype=np.int64)
+        """Token of each node, [S]."""
+        self.depths = np.array([len(path) - 1 for path in nodes], dtype=np.int64)
+        """Tokens before it, [S]."""
+        sees = [[path[: len(other)] == other for other in nodes] for path in nodes]
+        self.sees = np.array(sees, dtype=bool).reshape(len(nodes), len(nodes))
+        """[S, S]: whether a node follows another, or is it."""
+        steps = [(number, label, end) for number, label in enumerate(labels) for end in range(len(label))]
+        self.label = np.array([number for number, _, _ in steps], dtype=np.int64)
+        """Label of each of the K tokens of all labels, [K]."""
+        self.source = np.array([nodes[tuple(label[:end])] + 1 if end else 0 for _, label, end in steps], dtype=np.int64)
+        """What predicts each of them: 0 the row's last token, 1 + n node n, [K]."""
+        self.target = np.array([label[end] for _, label, end in steps], dtype=np.int64)
+        """The tokens themselves, [K]."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 @dataclass(frozen=True)
-class TokenBatch:
+class Packed:
+    """Rows laid end to end, the shortest first; T tokens of N rows."""
+
     ids: torch.Tensor
-    """[B, T]; pads hold token 0, which nothing attends to."""
-    mask: torch.Tensor
-    """[B, T], 1 at real tokens."""
-    labels: torch.Tensor
-    """[B, T], the token itself at the answer's positions, else IGNORED."""
-    side: Literal["left", "right"]
-    """Where the pads are."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    embeddings: torch.Tensor
-    """[B, P+T, H]."""
-    mask: torch.Tensor
-    """[B, P+T], 1 at virtual and real tokens."""
+    """[T]"""
     positions: torch.Tensor
-    """[B, P+T], counted over real tokens; 0 at leading pads."""
-    labels: torch.Tensor
-    """[B, P+T]."""
+    """[T], from P."""
+    sizes: tuple[int, ...]
+    """Tokens of each chunk of whole rows."""
+    masks: tuple[torch.Tensor, ...]
+    """Per chunk of n tokens [n, P + n], fp32: 0 where a token may look, -inf elsewhere."""
+    order: tuple[int, ...]
+    """Number of the row at each place, N."""
+    ends: torch.Tensor
+    """Place of each row's last token before a tree, in the rows' own order, [N]; -1: the row has none, the last virtual token stands in."""
+    sources: torch.Tensor
+    """Place of the token that predicts each answer token, [K]; -1: the last virtual token."""
+    targets: torch.Tensor
+    """The answer tokens, [K]."""
+    owners: torch.Tensor
+    """Number of the row of each answer token, [K]."""
 
 
-def collate(rows: Sequence[EncodedRow], side: Literal["left", "right"], device: torch.device | None = None) -> TokenBatch:
-    """Pads rows to the longest: left for generation and scoring, right for a loss."""
-    width = max(len(row) for row in rows)
-    ids, mask, labels = [], [], []
-    for row in rows:
-        pads = width - len(row)
-        before, after = (pads, 0) if side == "left" else (0, pads)
-        ids.append([0] * before + [*row.prompt, *row.answer] + [0] * after)
-        mask.append([0] * before + [1] * len(row) + [0] * after)
-        labels.append([IGNORED] * (before + len(row.prompt)) + [*row.answer] + [IGNORED] * after)
-    shape = (len(rows), width)
-    tensors = [torch.tensor(x, dtype=torch.long, device=device).view(shape) for x in (ids, mask, labels)]
-    return TokenBatch(tensors[0], tensors[1], tensors[2], side)
-
-
-def assemble(base: BaseModel, soft_prompt: torch.Tensor | None, batch: TokenBatch) -> Inputs:
-    """Puts the soft prompt directly before each row's first token: `[pad][soft][text]` or `[soft][text][answer][pad]`.
-
-    soft_prompt: [P, H]; None: P = 0. Gradients flow into it.
-    """
-    rows, width = batch.ids.shape
-    embeddings = base.embed(batch.ids)  # [B, T, H]
-    mask, labels = batch.mask, batch.labels
-    if soft_prompt is not None:
-        size = soft_prompt.shape[0]
-        soft = soft_prompt.to(embeddings.dtype).expand(rows, -1, -1)  # [P, H] -> [B, P, H]
-        embeddings = torch.cat([soft, embeddings], 1)  # [B, P+T, H]
-        labels = torch.cat([labels.new_full((rows, size), IGNORED), labels], 1)
-        if batch.side == "left":
-            # Both parts are there in the order soft, pad, text; each row takes them in the order pad, soft, text.
-            pads = width - mask.sum(1, keepdim=True)  # [B, 1]
-            at = torch.arange(size + width, device=mask.device).expand(rows, -1)  # [B, P+T]
-            source = torch.where(at < pads, at + size, torch.where(at < pads + size, at - pads, at))
-            embeddings = embeddings.gather(1, source[..., None].expand_as(embeddings))
-            mask = (at >= pads).long()
-        else:
-            mask = torch.cat([mask.new_ones(rows, size), mask], 1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return Inputs(embeddings, mask, positions, labels)
+def pack(rows: Sequence[EncodedRow], size: int, device: torch.device | None = None, tree: LabelTree | None = None) -> Packed:
+    """size: P. tree: continuations that are laid after each row, each node seeing its row and its own beginning."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    more = 0 if tree is None else len(tree)
+    lengths = [len(rows[i]) for i in order]
+    starts = [0, *accumulate(length + more for length in lengths)]
+    ids, positions, sources, targets, owners = [], [], [], [], []
+    ends = np.zeros(len(rows), dtype=np.int64)
+    for i, start, length in zip(order, starts, lengths, strict=False):
+        row = rows[i]
+        ids.append(np.array([*row.prompt, *row.answer], dtype=np.int64))
+        positions.append(np.arange(size, size + length))
+        ends[i] = start + length - 1 if length else -1
+        first = start + len(row.prompt) - 1 if row.prompt else -1
+        sources.append(np.array([first, *range(start + len(row.prompt), start + length - 1)][: len(row.answer)], dtype=np.int64))
+        targets.append(np.array(row.answer, dtype=np.int64))
+        owners.append(np.full(len(row.answer), i, dtype=np.int64))
+        if tree is not None and more:
+            ids.append(tree.ids)
+            positions.append(size + length + tree.depths)
+    sizes, masks = [], []
+    for chunk in _chunks([length + more for length in lengths]):
+        mask = _mask(lengths[chunk], tree if more else None)
+        sizes.append(len(mask))
+        masks.append(torch.from_numpy(np.concatenate([np.zeros((len(mask), size), dtype=np.float32), mask], 1)).to(device))
+    return Packed(
+        _tensor(ids, device),
+        _tensor(positions, device),
+        tuple(sizes),
+        tuple(masks),
+        tuple(order),
+        _tensor([ends], device),
+        _tensor(sources, device),
+        _tensor(targets, device),
+        _tensor(owners, device),
+    )
 
 
 def check_length(number: int, row: EncodedRow, soft: int, new: int, context: int) -> None:
@@ -131,10 +156,50 @@ def encode_with_answers(base: BaseModel, encoder: Encoder, soft: int, rows: Rows
     return encoded, owners
 
 
-def sorted_batches(rows: Sequence[EncodedRow], size: int) -> list[list[int]]:
-    """Numbers of the rows in batches of like length.
+def sorted_batches(rows: Sequence[EncodedRow], tokens: int, extra: int = 0) -> list[list[int]]:
+    """Numbers of the rows in batches of at most `tokens` tokens, `extra` for each row included; a longer row is a batch of its own.
 
     The order is that of length, then content: the same rows make the same batches, in whatever order they come.
     """
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), tuple(rows[i].prompt), tuple(rows[i].answer)))
-    return [order[i : i + size] for i in range(0, len(order), size)]
+    return by_tokens(order, [len(rows[i]) + extra for i in order], tokens)
+
+
+def by_tokens(items: Iterable[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Neighbouring items in batches of at most `tokens` tokens; a longer item is a batch of its own."""
+    batches: list[list[int]] = []
+    filled = 0
+    for item, length in zip(items, lengths, strict=True):
+        if not batches or filled + length > tokens:
+            batches.append([])
+            filled = 0
+        batches[-1].append(item)
+        filled += length
+    return batches
+
+
+def _chunks(lengths: Sequence[int]) -> list[slice]:
+    """Rows that share an attention product."""
+    batches = by_tokens(range(len(lengths)), lengths, CHUNK)
+    return [slice(batch[0], batch[-1] + 1) for batch in batches]
+
+
+def _mask(lengths: Sequence[int], tree: LabelTree | None) -> np.ndarray:
+    """[n, n] for rows of these lengths, each followed by the tree."""
+    more = 0 if tree is None else len(tree)
+    width = sum(lengths) + more * len(lengths)
+    row = np.repeat(np.arange(len(lengths)), [length + more for length in lengths])
+    sees = np.tril(row[:, None] == row[None, :])
+    if tree is not None:
+        start = 0
+        for length in lengths:
+            nodes = slice(start + length, start + length + more)
+            sees[nodes, nodes] = tree.sees
+            start += length + more
+    mask = np.zeros((width, width), dtype=np.float32)
+    mask[~sees] = -np.inf
+    return mask
+
+
+def _tensor(parts: Sequence[np.ndarray], device: torch.device | None) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)).to(device)

@@ -1,8 +1,8 @@
 """A release at work: rows in, predictions out. Used by evaluation, the command line and the MLflow model alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -12,18 +12,16 @@ from retune.config import Prompt
 from retune.errors import ConfigError, IntegrityError
 from retune.inference.base_model import BaseModel, open_base_model
 from retune.inference.encoding import Encoder, Rows
-from retune.inference.inputs import EncodedRow, check_length, collate, encode_with_answers, sorted_batches
+from retune.inference.inputs import EncodedRow, LabelTree, check_length, encode_with_answers, pack, sorted_batches
 from retune.inference.release import Release, read_release
-from retune.inference.scoring import generate_batch, row_losses, score_batch
+from retune.inference.scoring import generate_batch, generate_steps, row_losses, run_prefix, score_batch
 
 __all__ = ["PREDICTION", "Predictor", "probability_column"]
 
 PREDICTION = "prediction"
 """Column of the predicted label or text."""
-BATCH = 32
-"""Rows of a forward pass."""
-COPIES = 512
-"""Most rows x labels of a scoring pass whose labels have several tokens: each holds a cache."""
+TOKENS = 4096
+"""Tokens of a forward pass."""
 
 
 def probability_column(label: str) -> str:
@@ -40,6 +38,8 @@ class Predictor:
         self.base = base
         self.prompt = prompt
         self.soft_prompt = None if soft_prompt is None else soft_prompt.detach().to(base.device)
+        with torch.no_grad():
+            self._prefix = run_prefix(base, self.soft_prompt)
         self._encoder = Encoder(prompt, base.tokenizer)
         self._labels = self._encoder.labels() if prompt.task == "classification" else []
 
@@ -94,12 +94,11 @@ class Predictor:
         """
         if not self._labels:
             raise ConfigError(f"{self.prompt.name}: only task: classification has labels to score")
-        longest = max(map(len, self._labels))
-        encoded = self._encode(rows, longest)
-        size = BATCH if longest == 1 else max(1, min(BATCH, COPIES // len(self._labels)))
+        tree = LabelTree(self._labels)
+        encoded = self._encode(rows, max(map(len, self._labels)))
         out = torch.zeros(len(encoded), len(self._labels))
-        for numbers in sorted_batches(encoded, size):
-            out[numbers] = score_batch(self.base, self.soft_prompt, [encoded[i] for i in numbers], self._labels).cpu()
+        for numbers in sorted_batches(encoded, TOKENS, len(tree)):
+            out[numbers] = score_batch(self.base, self._prefix, [encoded[i] for i in numbers], tree).cpu()
         return out
 
     def generate(self, rows: Rows) -> list[str]:
@@ -107,13 +106,26 @@ class Predictor:
         settings = self.prompt.generation
         encoded = self._encode(rows, settings.max_new_tokens)
         out = [""] * len(encoded)
-        for numbers in sorted_batches(encoded, BATCH):
+        for numbers in sorted_batches(encoded, TOKENS, settings.max_new_tokens):
             batch = [encoded[i] for i in numbers]
-            written = generate_batch(self.base, self.soft_prompt, batch, settings.max_new_tokens, settings.temperature)
+            written = generate_batch(self.base, self._prefix, batch, settings.max_new_tokens, settings.temperature)
             for i, ids in zip(numbers, written, strict=True):
-                text = self.base.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                out[i] = text.strip()
+                out[i] = self._decode(ids).strip()
         return out
+
+    def stream(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """The text of `generate` piece by piece, as the model writes it; joined, the pieces are that text."""
+        settings = self.prompt.generation
+        encoded = self._encode([row], settings.max_new_tokens)
+        ids: list[int] = []
+        sent = ""
+        for (token,) in generate_steps(self.base, self._prefix, encoded, settings.max_new_tokens, settings.temperature):
+            ids += [] if token is None else [token]
+            text = self._decode(ids).strip()
+            if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(sent):  # else: a character is still in the making
+                yield text[len(sent) :]
+                sent = text
+        yield self._decode(ids).strip()[len(sent) :]
 
     def reference_losses(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Negative log-likelihood of each row's references, end of sequence included, as in training.
@@ -124,8 +136,8 @@ class Predictor:
         """
         encoded, owners = encode_with_answers(self.base, self._encoder, self._soft_tokens, rows)
         losses = np.zeros(len(encoded))
-        for numbers in sorted_batches(encoded, BATCH):
-            losses[numbers] = row_losses(self.base, self.soft_prompt, collate([encoded[i] for i in numbers], "right", self.base.device))
+        for numbers in sorted_batches(encoded, TOKENS):
+            losses[numbers] = row_losses(self.base, self._prefix, pack([encoded[i] for i in numbers], self._soft_tokens, self.base.device))
         sums, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
         rows_of = np.array(owners, dtype=np.int64)
         np.add.at(sums, rows_of, losses)
@@ -142,6 +154,10 @@ class Predictor:
     @property
     def _soft_tokens(self) -> int:
         return 0 if self.soft_prompt is None else int(self.soft_prompt.shape[0])
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self.base.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
     def _encode(self, rows: Rows, new: int) -> list[EncodedRow]:
         """new: answer tokens for which the context must leave room."""

@@ -11,7 +11,10 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from retune.inference.predictor import Predictor
+from retune.inference.start import collection_paused
+
+with collection_paused():
+    from retune.inference.predictor import Predictor
 
 RELEASE = "release"
 """Key of the artifact."""
@@ -25,7 +28,8 @@ class RetunePromptModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-d
     def load_context(self, context: Any) -> None:
         """Raises IntegrityError if the release is not what was registered, BadInputError (naming the hash) without its base model."""
         folders = [Path(p) for p in os.environ.get("RETUNE_BASE_MODELS", "").split(os.pathsep) if p]
-        self._predictor = Predictor.load(Path(context.artifacts[RELEASE]), folders)
+        with collection_paused():  # transformers imports the model's code here
+            self._predictor = Predictor.load(Path(context.artifacts[RELEASE]), folders)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002 - MLflow's
         return self._predictor.predict(model_input)

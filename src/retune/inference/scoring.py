@@ -4,97 +4,100 @@ The output embedding runs at the positions that are asked for only.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from retune.inference.attention import IMPLEMENTATION, Decoding, PackedRows, Pass, Prefix, PrefixRun
 from retune.inference.base_model import BaseModel
-from retune.inference.inputs import IGNORED, EncodedRow, Inputs, TokenBatch, assemble, collate
+from retune.inference.inputs import EncodedRow, LabelTree, Packed, pack
 
-__all__ = ["answer_losses", "generate_batch", "logits_at", "prefill", "row_losses", "score_batch"]
+__all__ = ["answer_losses", "generate_batch", "generate_steps", "logits_at", "row_losses", "run_packed", "run_prefix", "score_batch"]
+
+LOGITS = 2**24
+"""Logits that are held at a time: 64 MiB of fp32."""
 
 
-def answer_losses(base: BaseModel, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy of each answer token, in nats.
+def run_prefix(base: BaseModel, soft_prompt: torch.Tensor | None) -> Prefix | None:
+    """Runs the soft prompt [P, H] through the frozen model; gradients flow into it. None: no prefix."""
+    if soft_prompt is None:
+        return None
+    run = PrefixRun()
+    vectors = soft_prompt.to(base.dtype)
+    hidden = _run(base, vectors, torch.arange(len(vectors), device=vectors.device), run)
+    return Prefix(tuple(run.keys), tuple(run.values), hidden[-1])
 
-    inputs: right-padded, with labels. Returns (losses [K], row of each [K]); gradients flow into the soft prompt.
-    """
-    hidden = base.model.base_model(
-        inputs_embeds=inputs.embeddings, attention_mask=inputs.mask, position_ids=inputs.positions, use_cache=False
-    ).last_hidden_state  # [B, P+T, H]
-    targets = inputs.labels[:, 1:]
-    chosen = targets != IGNORED  # position t predicts token t + 1
-    losses = F.cross_entropy(logits_at(base, hidden[:, :-1][chosen]), targets[chosen], reduction="none")
-    return losses, chosen.nonzero()[:, 0]
+
+def run_packed(
+    base: BaseModel, prefix: Prefix | None, packed: Packed, kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+) -> torch.Tensor:
+    """Hidden states of all tokens, [T, H]. kept: filled with each layer's keys and values."""
+    masks = [mask.to(base.dtype) for mask in packed.masks]
+    return _run(base, base.embed(packed.ids), packed.positions, PackedRows(prefix, packed.sizes, masks, kept))
+
+
+def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> torch.Tensor:
+    """Cross entropy of each answer token in nats, [K], fp32; gradients flow into the prefix."""
+    hidden = _at(prefix, run_packed(base, prefix, packed), packed.sources)
+    losses: torch.Tensor = _HeadLoss.apply(hidden, *_head(base), packed.targets)  # type: ignore[no-untyped-call]
+    return losses
 
 
 @torch.no_grad()
-def row_losses(base: BaseModel, soft_prompt: torch.Tensor | None, batch: TokenBatch) -> np.ndarray:
-    """Negative log-likelihood of each row's answer in nats, [B], fp64. batch: right-padded, with labels."""
-    losses, owner = answer_losses(base, assemble(base, soft_prompt, batch))
-    return np.bincount(owner.cpu().numpy(), weights=losses.double().cpu().numpy(), minlength=batch.ids.shape[0])
+def row_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> np.ndarray:
+    """Negative log-likelihood of each row's answer in nats, [N], fp64."""
+    losses = answer_losses(base, prefix, packed)
+    return np.bincount(packed.owners.cpu().numpy(), weights=losses.double().cpu().numpy(), minlength=len(packed.order))
 
 
 def logits_at(base: BaseModel, hidden: torch.Tensor) -> torch.Tensor:
     """hidden: [..., H] -> [..., V], fp32."""
-    logits: torch.Tensor = base.model.get_output_embeddings()(hidden)
-    return logits.float()
-
-
-def prefill(base: BaseModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
-    """Runs left-padded inputs. Returns (last hidden state [B, H], key-value cache of P+T positions)."""
-    out = base.model.base_model(inputs_embeds=inputs.embeddings, attention_mask=inputs.mask, position_ids=inputs.positions, use_cache=True)
-    return out.last_hidden_state[:, -1], out.past_key_values
+    return F.linear(hidden, *_head(base)).float()
 
 
 @torch.no_grad()
-def score_batch(
-    base: BaseModel, soft_prompt: torch.Tensor | None, rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]]
-) -> torch.Tensor:
-    """Log-probability of each label's tokens after each row: [B, C], fp32.
+def score_batch(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow], tree: LabelTree) -> torch.Tensor:
+    """Log-probability of each label's tokens after each row: [N, C], fp32.
 
-    The rows run once; labels of several tokens then run on B x C copies of the cache.
+    One run: each row is followed by the tree of all labels, so that neither a row nor a common beginning is read twice.
     """
-    inputs = assemble(base, soft_prompt, collate(rows, "left", base.device))
-    last, cache = prefill(base, inputs)
-    first = logits_at(base, last).log_softmax(-1)  # [B, V]
-    scores = first[:, torch.tensor([label[0] for label in labels], device=base.device)].clone()  # [B, C]
-    if max(len(label) for label in labels) > 1:
-        scores += _score_tails(base, inputs, cache, labels)
+    packed = pack(rows, 0 if prefix is None else prefix.size, base.device, tree)
+    hidden = run_packed(base, prefix, packed) if len(packed.ids) else packed.ids.new_empty((0, base.hidden_size), dtype=base.dtype)
+    nodes = torch.from_numpy(np.arange(1, len(tree) + 1)).to(base.device)
+    # A row without a prompt is followed by its nodes all the same: they stand where the rows in packed order say.
+    starts = _tree_starts(rows, packed, len(tree)).to(base.device)
+    places = torch.cat([packed.ends[:, None], starts[:, None] + nodes - 1], 1)  # [N, 1 + S]
+    source, target, label = (torch.from_numpy(x).to(base.device) for x in (tree.source, tree.target, tree.label))
+    scores = torch.zeros(len(rows), int(label.max()) + 1, device=base.device)
+    step = max(1, LOGITS // (places.shape[1] * base.vocabulary))
+    for start in range(0, len(rows), step):
+        part = places[start : start + step]
+        logits = logits_at(base, _at(prefix, hidden, part.reshape(-1))).view(*part.shape, -1)  # [n, 1 + S, V]
+        found = logits[:, source, target] - logits.logsumexp(-1)[:, source]  # [n, K]
+        scores[start : start + step].index_add_(1, label, found)
     return scores
 
 
-def _score_tails(base: BaseModel, inputs: Inputs, cache: Any, labels: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Log-probability of each label's tokens after its first: [B, C]. `cache` is used up."""
-    rows, count, device = inputs.mask.shape[0], len(labels), base.device
-    tails = collate([EncodedRow(label[:-1]) for label in labels], "right", device)  # what is read, [C, M]
-    targets = collate([EncodedRow((), label[1:]) for label in labels], "right", device).labels.repeat(rows, 1)  # what it predicts, [B*C, M]
-    width = tails.ids.shape[1]
-    cache.batch_repeat_interleave(count)
-    mask = torch.cat([inputs.mask.repeat_interleave(count, 0), tails.mask.repeat(rows, 1)], 1)  # [B*C, P+T+M]
-    positions = inputs.positions[:, -1:].repeat_interleave(count, 0) + 1 + torch.arange(width, device=device)  # [B*C, M]
-    # Pads of a shorter label come after all that counts: they need a position that exists, no more.
-    positions = positions.clamp(max=base.context - 1)
-    hidden = base.model.base_model(
-        inputs_embeds=base.embed(tails.ids.repeat(rows, 1)),
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state  # [B*C, M, H]
-    chosen = targets != IGNORED
-    found = -F.cross_entropy(logits_at(base, hidden[chosen]), targets[chosen], reduction="none")
-    return torch.zeros(rows * count, device=device).index_add_(0, chosen.nonzero()[:, 0], found).view(rows, count)
+def generate_batch(
+    base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow], max_new_tokens: int, temperature: float = 0.0
+) -> list[list[int]]:
+    """Tokens that the model writes after each row, up to and without a stop token. Arguments as for `generate_steps`."""
+    written: list[list[int]] = [[] for _ in rows]
+    for tokens in generate_steps(base, prefix, rows, max_new_tokens, temperature):
+        for text, token in zip(written, tokens, strict=True):
+            if token is not None:
+                text.append(token)
+    return written
 
 
 @torch.no_grad()
-def generate_batch(
-    base: BaseModel, soft_prompt: torch.Tensor | None, rows: Sequence[EncodedRow], max_new_tokens: int, temperature: float = 0.0
-) -> list[list[int]]:
-    """Tokens that the model writes after each row, up to and without a stop token.
+def generate_steps(
+    base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow], max_new_tokens: int, temperature: float = 0.0
+) -> Iterator[list[int | None]]:
+    """One token per row and step as it is written; None once a row has ended.
 
     temperature: 0 takes the likeliest token; above 0, tokens are drawn by a generator seeded by the row's own tokens, so that a row's
     text depends neither on its batch nor on what ran before.
@@ -102,32 +105,114 @@ def generate_batch(
     The loop is Retune's own: `generate` of transformers takes sampling and penalties from the base model's generation settings, which
     are no part of a release.
     """
-    inputs = assemble(base, soft_prompt, collate(rows, "left", base.device))
-    last, cache = prefill(base, inputs)
-    mask, positions = inputs.mask, inputs.positions[:, -1:]
+    size = 0 if prefix is None else prefix.size
+    packed = pack(rows, size, base.device)
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hidden = run_packed(base, prefix, packed, kept) if len(packed.ids) else packed.ids.new_empty((0, base.hidden_size), dtype=base.dtype)
+    last = _at(prefix, hidden, packed.ends)  # [N, H]
+    lengths = torch.tensor([len(row) for row in rows], device=base.device)
+    cache = _room(base, prefix, kept, packed, lengths, max_new_tokens)
     draws = [_generator(row) for row in rows] if temperature > 0 else []
-    written: list[list[int]] = [[] for _ in rows]
     done = [False] * len(rows)
     for step in range(max_new_tokens):
-        logits = logits_at(base, last)  # [B, V]
+        logits = logits_at(base, last)  # [N, V]
         tokens = _draw(logits, temperature, draws) if draws else logits.argmax(-1).tolist()
-        for i, token in enumerate(tokens):
-            done[i] = done[i] or token in base.stop_ids
-            if not done[i]:
-                written[i].append(token)
+        done = [ended or token in base.stop_ids for ended, token in zip(done, tokens, strict=True)]
+        yield [None if ended else token for ended, token in zip(done, tokens, strict=True)]
         if all(done) or step == max_new_tokens - 1:
-            break
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-        positions = positions + 1
-        out = base.model.base_model(
-            inputs_embeds=base.embed(torch.tensor(tokens, device=base.device)[:, None]),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        last = out.last_hidden_state[:, -1]
-    return written
+            return
+        vectors = base.embed(torch.tensor(tokens, device=base.device))
+        last = _run(base, vectors, size + lengths, Decoding(prefix, *cache, lengths))
+        lengths = lengths + 1
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Cross entropy under a frozen output embedding. The logits of a part at a time are held, never all of them: the gradient is computed
+    with the loss, as arXiv:2410.10989 does."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+        losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        step = max(1, LOGITS // len(weight))
+        for start in range(0, len(hidden), step):
+            part = slice(start, start + step)
+            target = targets[part, None]
+            logits = F.linear(hidden[part], weight, bias).to(losses.dtype)  # [n, V]
+            if gradient is None:
+                losses[part] = (logits.logsumexp(1, keepdim=True) - logits.gather(1, target))[:, 0]
+                continue
+            largest, at = logits.max(1, keepdim=True)
+            shares = logits.softmax(1)
+            losses[part] = (largest - shares.gather(1, at).log() - logits.gather(1, target))[:, 0]
+            shares.scatter_add_(1, target, shares.new_full(target.shape, -1.0))
+            gradient[part] = shares.to(weight.dtype) @ weight
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0][:, None].to(gradient.dtype), None, None, None
+
+
+_NO_MASK = torch.zeros(1, 1, 1, 1)
+"""A mask of four dimensions is passed through by transformers: none is built, the pass has its own."""
+
+
+def _run(base: BaseModel, vectors: torch.Tensor, positions: torch.Tensor, over: Pass) -> torch.Tensor:
+    """vectors: [T, H]; positions: [T]. Returns the hidden states [T, H]."""
+    model = base.model
+    if model.config._attn_implementation != IMPLEMENTATION:
+        model.set_attn_implementation(IMPLEMENTATION)
+    out = model.base_model(inputs_embeds=vectors[None], position_ids=positions[None], attention_mask=_NO_MASK, use_cache=False, retune=over)
+    hidden: torch.Tensor = out.last_hidden_state[0]
+    return hidden
+
+
+def _head(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [V, H] and bias [V] of the output embedding."""
+    head = base.model.get_output_embeddings()
+    return head.weight, head.bias
+
+
+def _at(prefix: Prefix | None, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """hidden: [T, H] -> [K, H]; place -1 is the prefix's last token."""
+    if prefix is not None:
+        return torch.cat([prefix.last[None].to(hidden.device), hidden]).index_select(0, places + 1)
+    return hidden.index_select(0, places)
+
+
+def _tree_starts(rows: Sequence[EncodedRow], packed: Packed, nodes: int) -> torch.Tensor:
+    """Place of the first node after each row, in the rows' own order, [N]."""
+    starts, at = torch.zeros(len(rows), dtype=torch.long), 0
+    for number in packed.order:
+        starts[number] = at + len(rows[number])
+        at += len(rows[number]) + nodes
+    return starts
+
+
+def _room(
+    base: BaseModel,
+    prefix: Prefix | None,
+    kept: list[tuple[torch.Tensor, torch.Tensor]],
+    packed: Packed,
+    lengths: torch.Tensor,
+    more: int,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Each layer's keys and values of the rows, with room for `more` tokens each: two lists of [G, N, S, D]."""
+    if not kept and prefix is not None:  # rows without a token: nothing was read
+        kept = [(k[:, :0], v[:, :0]) for k, v in zip(prefix.keys, prefix.values, strict=True)]
+    rows = torch.repeat_interleave(torch.tensor(packed.order, device=base.device), lengths[list(packed.order)])  # [T]
+    places = packed.positions - (0 if prefix is None else prefix.size)  # [T]
+    caches: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for layer in kept:
+        for cache, found in zip(caches, layer, strict=True):
+            room = found.new_zeros(found.shape[0], len(lengths), int(lengths.max()) + more, found.shape[2])
+            room[:, rows.to(found.device), places.to(found.device)] = found
+            cache.append(room)
+    return caches
 
 
 def _generator(row: EncodedRow) -> torch.Generator:

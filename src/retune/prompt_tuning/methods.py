@@ -56,7 +56,7 @@ def _prompt_tuning(base: BaseModel, prompt: Prompt, train_rows: Rows, validation
 
 def _none(base: BaseModel, prompt: Prompt, train_rows: Rows, validation_rows: Rows, on_step: OnStep) -> TuneResult:  # noqa: ARG001 - a Method
     """The template alone: nothing is tuned, the validation loss is measured."""
-    loss = validation_loss(base, None, validation_batches(base, _encode(base, prompt, 0, validation_rows, "validation")))
+    loss = validation_loss(base, None, validation_batches(base, _encode(base, prompt, 0, validation_rows, "validation"), 0))
     return TuneResult(None, [], 0, 0, loss, loss)
 
 

@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 import torch
 
 from retune.inference.base_model import BaseModel
-from retune.inference.inputs import EncodedRow, TokenBatch, assemble, collate, sorted_batches
-from retune.inference.scoring import answer_losses, row_losses
+from retune.inference.inputs import EncodedRow, Packed, pack, sorted_batches
+from retune.inference.scoring import answer_losses, row_losses, run_prefix
 from retune.prompt_tuning.result import CurveRow, DivergedError, TuneResult
 from retune.prompt_tuning.schedule import epoch_batches, learning_rate_at, total_steps
 
-__all__ = ["LEAST_LEARNING_RATE", "VALIDATION_BATCH", "OnStep", "optimise", "validation_batches", "validation_loss"]
+__all__ = ["LEAST_LEARNING_RATE", "VALIDATION_TOKENS", "OnStep", "optimise", "validation_batches", "validation_loss"]
 
 LEAST_LEARNING_RATE = 1e-3
 """Below it a soft prompt learns little or nothing (PERFORMANCE.md: 94 % at .01, 37 % at 5e-5): a run warns."""
-VALIDATION_BATCH = 64
-"""Rows of a forward pass over the validation split."""
+VALIDATION_TOKENS = 4096
+"""Tokens of a forward pass over the validation split."""
 
 OnStep = Callable[[CurveRow], None]
 """Called after each optimizer step with its row of the curve."""
@@ -53,7 +53,7 @@ def optimise(
     soft_prompt = start.detach().clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([soft_prompt], lr=learning_rate, weight_decay=weight_decay)
     total = total_steps(len(train), batch_size, epochs)
-    held_out = validation_batches(base, validation)
+    held_out = validation_batches(base, validation, len(start))
     initial = validation_loss(base, start, held_out)
     best, best_loss, best_step = start.detach().clone(), initial, 0
     curve: list[CurveRow] = []
@@ -86,19 +86,19 @@ def optimise(
     return result()
 
 
-def validation_batches(base: BaseModel, rows: Sequence[EncodedRow]) -> list[TokenBatch]:
-    """The validation split in batches of like length, built once for all passes."""
-    return [collate([rows[i] for i in numbers], "right", base.device) for numbers in sorted_batches(rows, VALIDATION_BATCH)]
+def validation_batches(base: BaseModel, rows: Sequence[EncodedRow], size: int) -> list[Packed]:
+    """The validation split laid out after P = `size` virtual tokens, once for all passes."""
+    return [pack([rows[i] for i in numbers], size, base.device) for numbers in sorted_batches(rows, VALIDATION_TOKENS)]
 
 
-def validation_loss(base: BaseModel, soft_prompt: torch.Tensor | None, batches: Sequence[TokenBatch]) -> float:
+@torch.no_grad()
+def validation_loss(base: BaseModel, soft_prompt: torch.Tensor | None, batches: Sequence[Packed]) -> float:
     """Mean over all answer tokens of the batches, nats."""
-    total = sum(row_losses(base, soft_prompt, batch).sum() for batch in batches)
-    tokens = sum(int((batch.labels >= 0).sum()) for batch in batches)
-    return float(total / tokens)
+    prefix = run_prefix(base, soft_prompt)
+    total = sum(row_losses(base, prefix, batch).sum() for batch in batches)
+    return float(total / sum(len(batch.targets) for batch in batches))
 
 
 def _loss(base: BaseModel, soft_prompt: torch.Tensor, rows: Sequence[EncodedRow]) -> torch.Tensor:
     """Mean over the rows' answer tokens, nats: a scalar with a gradient."""
-    losses, _ = answer_losses(base, assemble(base, soft_prompt, collate(rows, "right", base.device)))
-    return losses.mean()
+    return answer_losses(base, run_prefix(base, soft_prompt), pack(rows, len(soft_prompt), base.device)).mean()

@@ -1,5 +1,6 @@
 """The stages of dvc.yaml, each a module that runs as a process of its own: `python -m retune.stages.<stage> <prompt>`."""
 
+import gc
 import hashlib
 import json
 import shutil
@@ -14,6 +15,8 @@ from retune.config import Prompt, load_prompt, sha256_json
 from retune.errors import BadInputError, ConfigError, IntegrityError
 
 __all__ = ["BAD_INPUT", "code_sha256", "run_stage", "whole_folder"]
+
+gc.set_threshold(100_000)  # a stage lives for seconds and starts by importing a million objects: collecting between them is a fifth of it
 
 BAD_INPUT = "retune-bad-input "
 """Starts the line by which a stage tells its parent process that a retry cannot help; JSON of error and message follows."""

@@ -80,6 +80,7 @@ def _stream() -> Iterator[Callable[[dict[str, Any]], None]]:
         if row.get("validation_loss") is not None or time.monotonic() - sent > 2:
             flush()
 
+    os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")  # s; at MLflow's 10, a short trial ends without one
     try:
         mlflow.start_run(run_id=run_id, log_system_metrics=True)
     except mlflow.exceptions.MlflowException as error:

@@ -1,57 +1,68 @@
 import pytest
-import tiny
 import torch
 
 from retune.errors import BadInputError
-from retune.inference.inputs import IGNORED, EncodedRow, assemble, check_length, collate, sorted_batches
+from retune.inference.inputs import CHUNK, EncodedRow, LabelTree, by_tokens, check_length, pack, sorted_batches
 
-ROWS = [EncodedRow([5, 6, 7], [8]), EncodedRow([9])]
-X = IGNORED
-
-
-def test_right_padding_keeps_answers_as_labels():
-    batch = collate(ROWS, "right")
-    assert batch.ids.tolist() == [[5, 6, 7, 8], [9, 0, 0, 0]]
-    assert batch.mask.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
-    assert batch.labels.tolist() == [[X, X, X, 8], [X, X, X, X]]
+ROWS = [EncodedRow([5, 6, 7], [8, 1]), EncodedRow([9]), EncodedRow([], [4, 1])]
+OPEN, SHUT = 0.0, float("-inf")
 
 
-def test_left_padding_puts_pads_first():
-    batch = collate(ROWS, "left")
-    assert batch.ids.tolist() == [[5, 6, 7, 8], [0, 0, 0, 9]]
-    assert batch.mask.tolist() == [[1, 1, 1, 1], [0, 0, 0, 1]]
+def test_rows_lie_end_to_end_the_shortest_first_at_positions_after_the_soft_prompt():
+    packed = pack(ROWS, 2)
+    assert packed.ids.tolist() == [9, 4, 1, 5, 6, 7, 8, 1]
+    assert packed.positions.tolist() == [2, 2, 3, 2, 3, 4, 5, 6]
+    assert packed.order == (1, 2, 0)
+    assert packed.ends.tolist() == [7, 0, 2]
 
 
-def test_soft_prompt_stands_before_the_text_of_a_right_padded_row(llama):
-    soft = tiny.make_soft_prompt(llama, 2)
-    inputs = assemble(llama, soft, collate(ROWS, "right"))
-    assert inputs.mask.tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
-    assert inputs.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 2, 2]]
-    assert inputs.labels.tolist() == [[X, X, X, X, X, 8], [X, X, X, X, X, X]]
-    assert torch.equal(inputs.embeddings[0], torch.cat([soft, llama.embed(torch.tensor([5, 6, 7, 8]))]))
-    assert torch.equal(inputs.embeddings[1, :3], torch.cat([soft, llama.embed(torch.tensor([9]))]))
+def test_each_answer_token_is_predicted_by_the_token_before_it_or_by_the_soft_prompt():
+    packed = pack(ROWS, 2)
+    assert list(zip(packed.owners.tolist(), packed.sources.tolist(), packed.targets.tolist(), strict=True)) == [
+        (2, -1, 4),
+        (2, 1, 1),
+        (0, 5, 8),
+        (0, 6, 1),
+    ]
 
 
-def test_soft_prompt_stands_between_pads_and_text_of_a_left_padded_row(llama):
-    soft = tiny.make_soft_prompt(llama, 2)
-    inputs = assemble(llama, soft, collate(ROWS, "left"))
-    assert inputs.mask.tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]
-    assert inputs.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 1, 2]]
-    assert torch.equal(inputs.embeddings[0], torch.cat([soft, llama.embed(torch.tensor([5, 6, 7, 8]))]))
-    assert torch.equal(inputs.embeddings[1, 3:], torch.cat([soft, llama.embed(torch.tensor([9]))]))
+def test_a_token_sees_the_soft_prompt_and_its_own_row_up_to_itself():
+    packed = pack([EncodedRow([5]), EncodedRow([6, 7])], 1)
+    assert packed.sizes == (3,)
+    assert packed.masks[0].tolist() == [[OPEN, OPEN, SHUT, SHUT], [OPEN, SHUT, OPEN, SHUT], [OPEN, SHUT, OPEN, OPEN]]
 
 
-def test_without_soft_prompt_the_text_stands_alone(llama):
-    inputs = assemble(llama, None, collate(ROWS, "left"))
-    assert torch.equal(inputs.embeddings[0], llama.embed(torch.tensor([5, 6, 7, 8])))
-    assert inputs.positions.tolist() == [[0, 1, 2, 3], [0, 0, 0, 0]]
+def test_a_node_of_a_tree_sees_its_row_and_its_own_beginning():
+    tree = LabelTree([[10, 11, 12], [10, 13], [14, 15], [16]])
+    assert tree.ids.tolist() == [10, 11, 14]
+    assert tree.depths.tolist() == [0, 1, 0]
+    assert list(zip(tree.label.tolist(), tree.source.tolist(), tree.target.tolist(), strict=True)) == [
+        (0, 0, 10),
+        (0, 1, 11),
+        (0, 2, 12),
+        (1, 0, 10),
+        (1, 1, 13),
+        (2, 0, 14),
+        (2, 3, 15),
+        (3, 0, 16),
+    ]
+    packed = pack([EncodedRow([5])], 0, tree=tree)
+    assert packed.ids.tolist() == [5, 10, 11, 14]
+    assert packed.positions.tolist() == [0, 1, 2, 1]
+    assert packed.masks[0].tolist() == [
+        [OPEN, SHUT, SHUT, SHUT],
+        [OPEN, OPEN, SHUT, SHUT],
+        [OPEN, OPEN, OPEN, SHUT],
+        [OPEN, SHUT, SHUT, OPEN],
+    ]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_gradients_of_all_rows_reach_the_soft_prompt(llama, side):
-    soft = tiny.make_soft_prompt(llama, 2).requires_grad_(True)
-    assemble(llama, soft, collate(ROWS, side)).embeddings.sum().backward()
-    assert torch.equal(soft.grad, torch.full_like(soft, 2.0))
+def test_chunks_are_whole_rows_and_hold_all_tokens():
+    lengths = [CHUNK - 1, 1, 1, 3 * CHUNK, 40, 2]
+    packed = pack([EncodedRow([5] * n) for n in lengths], 3)
+    assert packed.sizes == (44, CHUNK - 1, 3 * CHUNK)
+    assert [tuple(m.shape) for m in packed.masks] == [(n, n + 3) for n in packed.sizes]
+    assert len(packed.ids) == sum(lengths)
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_its_figures():
@@ -70,8 +81,17 @@ def test_a_row_with_nothing_to_read_is_refused():
 
 def test_batches_hold_rows_of_like_length_whatever_order_they_come_in():
     rows = [EncodedRow([1] * n, [i]) for i, n in enumerate([5, 1, 3, 5, 2])]
-    batches = sorted_batches(rows, 2)
-    assert batches == [[1, 4], [2, 0], [3]]
+    batches = sorted_batches(rows, 7)
+    assert batches == [[1, 4], [2], [0], [3]]
     shuffled = [rows[i] for i in (3, 2, 0, 4, 1)]
-    assert [[shuffled[i] for i in b] for b in sorted_batches(shuffled, 2)] == [[rows[i] for i in b] for b in batches]
-    assert sorted_batches([], 2) == []
+    assert [[shuffled[i] for i in b] for b in sorted_batches(shuffled, 7)] == [[rows[i] for i in b] for b in batches]
+    assert sorted_batches([], 7) == []
+
+
+def test_room_for_what_follows_each_row_counts():
+    assert by_tokens("abc", [2, 2, 9], 4) == [["a", "b"], ["c"]]
+    assert sorted_batches([EncodedRow([1, 2])] * 4, 8, extra=2) == [[0, 1], [2, 3]]
+
+
+def test_packing_is_on_the_host_until_it_is_asked_elsewhere():
+    assert pack(ROWS, 2, torch.device("meta")).ids.device.type == "meta"

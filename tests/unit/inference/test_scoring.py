@@ -1,21 +1,41 @@
-"""Padded equals unpadded, a batch equals its rows alone, the cache changes nothing, and transformers agrees."""
+"""A batch equals its rows alone, in any order and any chunk; the prefix and the cache change nothing; transformers agrees."""
 
 from dataclasses import replace
 
 import pytest
 import tiny
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import GenerationConfig
 
+from retune.inference import attention, inputs, scoring
 from retune.inference.base_model import ARCHITECTURES
-from retune.inference.inputs import EncodedRow, assemble, collate
-from retune.inference.scoring import answer_losses, generate_batch, logits_at, prefill, row_losses, score_batch
+from retune.inference.inputs import EncodedRow, LabelTree, pack
+from retune.inference.scoring import answer_losses, logits_at, row_losses, run_packed, run_prefix
 
 PROMPTS = [[10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [30], [31, 32, 33, 34], [10, 11, 12, 13]]
 ROWS = [EncodedRow(p) for p in PROMPTS]
 ANSWERED = [EncodedRow(p, [60 + i] * (i + 1)) for i, p in enumerate(PROMPTS)]
 SINGLE, SEVERAL = [[40], [41], [42]], [[40], [41, 42], [41, 43, 44, 45], [46, 47]]
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
+
+
+def prefix_of(base, soft):
+    with torch.no_grad():
+        return run_prefix(base, soft)
+
+
+def score_batch(base, soft, rows, labels):
+    return scoring.score_batch(base, prefix_of(base, soft), rows, LabelTree(labels))
+
+
+def generate_batch(base, soft, rows, new, **more):
+    return scoring.generate_batch(base, prefix_of(base, soft), rows, new, **more)
+
+
+def losses_of(base, soft, rows):
+    return row_losses(base, prefix_of(base, soft), pack(rows, 0 if soft is None else len(soft)))
 
 
 def whole_logits(base, soft, ids):
@@ -50,13 +70,83 @@ def test_a_batchs_scores_are_those_of_its_rows_alone(base, soft, labels):
 
 def test_losses_are_those_of_each_row_alone_and_unpadded(base, soft):
     expected = [-log_probability(base, soft, row.prompt, list(row.answer)).item() for row in ANSWERED]
-    assert row_losses(base, soft, collate(ANSWERED, "right")) == pytest.approx(expected, abs=1e-4)
+    assert losses_of(base, soft, ANSWERED) == pytest.approx(expected, abs=1e-4)
 
 
-def test_left_and_right_padding_give_the_same_next_token(base, soft):
-    left, _ = prefill(base, assemble(base, soft, collate(ROWS, "left")))
-    alone = torch.cat([whole_logits(base, soft, p)[-1:] for p in PROMPTS])
-    torch.testing.assert_close(logits_at(base, left), alone, **TOLERANCE)
+def test_the_logits_of_all_packed_tokens_are_those_of_each_row_alone(base, soft):
+    packed = pack(ROWS, 0 if soft is None else len(soft))
+    with torch.no_grad():
+        found = logits_at(base, run_packed(base, run_prefix(base, soft), packed))
+    alone = [whole_logits(base, soft, PROMPTS[i])[-len(PROMPTS[i]) :] for i in packed.order]
+    torch.testing.assert_close(found, torch.cat(alone), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("chunk", "dense"), [(1, 512), (10**6, 512), (128, 0)], ids=["row by row", "all in one", "torch's attention"])
+def test_neither_chunks_nor_the_kernel_change_a_loss_or_its_gradient(base, monkeypatch, chunk, dense):
+    def loss_and_gradient():
+        soft = tiny.make_soft_prompt(base, 6).requires_grad_(True)
+        loss = answer_losses(base, run_prefix(base, soft), pack(ANSWERED, 6)).mean()
+        loss.backward()
+        return loss.detach(), soft.grad
+
+    expected = loss_and_gradient()
+    monkeypatch.setattr(inputs, "CHUNK", chunk)
+    monkeypatch.setattr(attention, "DENSE", dense)
+    loss, gradient = loss_and_gradient()
+    torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=0)
+    assert ((gradient - expected[1]).norm() / expected[1].norm()).item() < 1e-5
+
+
+@pytest.mark.parametrize("held", [1, 2**24])
+def test_losses_computed_part_by_part_are_torchs_cross_entropy(llama, monkeypatch, held):
+    monkeypatch.setattr(scoring, "LOGITS", held)
+    soft = tiny.make_soft_prompt(llama).requires_grad_(True)
+    packed = pack(ANSWERED, len(soft))
+    prefix = run_prefix(llama, soft)
+    losses = answer_losses(llama, prefix, packed)
+    weights = torch.arange(1.0, len(losses) + 1)
+    (losses @ weights).backward(retain_graph=True)
+    found, soft.grad = soft.grad, None
+    hidden = run_packed(llama, prefix, packed).index_select(0, packed.sources)
+    expected = torch.nn.functional.cross_entropy(logits_at(llama, hidden), packed.targets, reduction="none")
+    torch.testing.assert_close(losses, expected, **TOLERANCE)
+    (expected @ weights).backward()
+    torch.testing.assert_close(found, soft.grad, rtol=1e-4, atol=1e-6)
+
+
+row_strategy = st.lists(st.integers(3, 250), max_size=12)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompts=st.lists(row_strategy, min_size=1, max_size=6),
+    labels=st.lists(st.lists(st.integers(3, 250), min_size=1, max_size=4), min_size=1, max_size=6, unique_by=tuple),
+    size=st.sampled_from([1, 3, 17]),
+    seed=st.integers(0, 5),
+)
+def test_any_rows_score_and_read_in_company_as_alone(base, prompts, labels, size, seed):
+    """Rows without a prompt of their own, equal rows, labels that begin others: all are allowed here."""
+    soft = tiny.make_soft_prompt(base, size, seed)
+    rows = [EncodedRow(p) for p in prompts]
+    together = score_batch(base, soft, rows, labels)
+    expected = torch.tensor([[log_probability(base, soft, p, label) for label in labels] for p in prompts])
+    torch.testing.assert_close(together, expected, rtol=1e-5, atol=5e-5)
+    answered = [EncodedRow(p, labels[0]) for p in prompts]
+    assert losses_of(base, soft, answered) == pytest.approx([-x for x in expected[:, 0].tolist()], abs=2e-4)
+    turned = score_batch(base, soft, rows[::-1], labels).flip(0)
+    torch.testing.assert_close(turned, together, rtol=1e-5, atol=5e-5)
+
+
+def test_rows_without_a_prompt_are_answered_by_the_soft_prompt_alone(base):
+    soft = tiny.make_soft_prompt(base)
+    empty = EncodedRow([])
+    assert generate_batch(base, soft, [empty, *ROWS], 6) == [generate_batch(base, soft, [row], 6)[0] for row in [empty, *ROWS]]
+
+
+def test_a_sliding_window_bounds_the_context(llama):
+    model = tiny.make_base("mistral", sliding_window=20)
+    assert model.context == 20
+    assert tiny.make_base("mistral", sliding_window=None).context == llama.context == 256
 
 
 def test_generated_tokens_are_those_of_a_row_alone_without_a_cache(base, soft):
@@ -72,13 +162,17 @@ def test_generated_tokens_are_those_of_a_row_alone_without_a_cache(base, soft):
 
 
 def test_generated_tokens_are_those_of_transformers(base, soft):
-    inputs = assemble(base, soft, collate(ROWS, "left"))
+    """Row by row, the soft prompt as embeddings before it."""
     config = GenerationConfig(max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)
-    theirs = base.model.generate(inputs_embeds=inputs.embeddings, attention_mask=inputs.mask, generation_config=config)
+    theirs = []
+    for prompt in PROMPTS:
+        vectors = torch.cat([*([] if soft is None else [soft]), base.embed(torch.tensor(prompt))])[None]
+        mask = torch.ones(vectors.shape[:2], dtype=torch.long)
+        theirs += base.model.generate(inputs_embeds=vectors, attention_mask=mask, generation_config=config).tolist()
     mute = replace(base, tokenizer=_NoEnd())
     mute.model.generation_config, before = GenerationConfig(), mute.model.generation_config
     try:
-        assert generate_batch(mute, soft, ROWS, 10) == theirs.tolist()
+        assert generate_batch(mute, soft, ROWS, 10) == theirs
     finally:
         mute.model.generation_config = before
 
@@ -110,7 +204,7 @@ def test_drawn_tokens_depend_on_the_row_alone(llama):
 
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_an_allowed_architecture_has_plain_logits_and_follows_positions(kind):
-    """The head is the output embedding alone, inputs_embeds equal input_ids, and left pads change nothing."""
+    """The head is the output embedding alone, inputs_embeds equal input_ids, and rows packed after a prefix read as alone."""
     base = tiny.make_base(kind)
     ids = torch.tensor([PROMPTS[0]])
     with torch.no_grad():
@@ -118,11 +212,11 @@ def test_an_allowed_architecture_has_plain_logits_and_follows_positions(kind):
         hidden = base.model.base_model(inputs_embeds=base.embed(ids)).last_hidden_state
     torch.testing.assert_close(logits_at(base, hidden), expected, **TOLERANCE)
     soft = tiny.make_soft_prompt(base)
-    alone = torch.cat([score_batch(base, soft, [row], SEVERAL) for row in ROWS])
-    torch.testing.assert_close(score_batch(base, soft, ROWS, SEVERAL), alone, **TOLERANCE)
+    expected = torch.tensor([[log_probability(base, soft, p, label) for label in SEVERAL] for p in PROMPTS])
+    torch.testing.assert_close(score_batch(base, soft, ROWS, SEVERAL), expected, **TOLERANCE)
 
 
 def test_losses_belong_to_their_rows(llama):
-    losses, owner = answer_losses(llama, assemble(llama, None, collate(ANSWERED, "right")))
-    assert owner.tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
-    assert losses.shape == (10,)
+    packed = pack(ANSWERED, 0)
+    assert sorted(packed.owners.tolist()) == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert answer_losses(llama, None, packed).shape == (10,)

@@ -2,8 +2,10 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -11,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from retune.config import Prompt
 from retune.inference.base_model import BaseModel, load_base
+from retune.inference.inputs import EncodedRow
 
 PAD, EOS, BOS = "<pad>", "<eos>", "<bos>"
 SHA = "0" * 64
@@ -117,3 +120,16 @@ def make_soft_prompt(base: BaseModel, size: int = 4, seed: int = 1) -> torch.Ten
 
 def reference(base: BaseModel, path: str = "models/tiny") -> dict[str, str]:
     return {"path": path, "sha256": base.sha256}
+
+
+def padded(rows: Sequence[EncodedRow], side: Literal["left", "right"]) -> Any:
+    """A batch as PEFT and transformers take it: ids, mask and labels, [B, T]."""
+    width = max(len(row) for row in rows)
+    batch = SimpleNamespace(ids=[], mask=[], labels=[])
+    for row in rows:
+        pads = width - len(row)
+        before, after = (pads, 0) if side == "left" else (0, pads)
+        batch.ids.append([0] * before + [*row.prompt, *row.answer] + [0] * after)
+        batch.mask.append([0] * before + [1] * len(row) + [0] * after)
+        batch.labels.append([-100] * (before + len(row.prompt)) + [*row.answer] + [-100] * after)
+    return SimpleNamespace(**{name: torch.tensor(value) for name, value in vars(batch).items()})

@@ -1,0 +1,160 @@
+"""Attention without padding: tokens of many rows laid end to end, each row after the same soft prompt.
+
+The soft prompt is the same for every row and attention is causal, so its keys and values are computed once (a `Prefix`) and serve all
+rows; every linear layer of the model sees real tokens only. Both are exact: the arithmetic is that of a row on its own.
+
+Decoders are loaded with the attention implementation registered here. Handed no `retune=` pass they attend as with "sdpa", so that
+transformers' and PEFT's own code runs on them unchanged.
+
+Letters: H query heads, G key-value heads, D their size, T packed tokens, P virtual tokens, B rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+__all__ = ["DENSE", "IMPLEMENTATION", "Decoding", "PackedRows", "Pass", "Prefix", "PrefixRun"]
+
+IMPLEMENTATION = "retune"
+"""Name of the attention implementation."""
+DENSE = 512
+"""Tokens of a chunk up to which its scores are kept for the backward pass; longer ones use torch's memory-saving attention."""
+
+
+class Pass(Protocol):
+    """One run of the model over packed tokens."""
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """q: [H, T, D]; k, v: [G, T, D]. Returns [T, H, D]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the soft prompt leaves behind in the model."""
+
+    keys: tuple[torch.Tensor, ...]
+    """Per layer [G, P, D]."""
+    values: tuple[torch.Tensor, ...]
+    last: torch.Tensor
+    """Hidden state of the last virtual token, [hidden size]: it predicts the first token of a row without a prompt."""
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return int(self.keys[0].shape[1])
+
+
+@dataclass
+class PrefixRun:
+    """The run of the virtual tokens themselves: plain causal attention, its keys and values kept."""
+
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:  # noqa: ARG002 - a Pass
+        self.keys.append(k)
+        self.values.append(v)
+        k, v = _for_all_heads(q, k, v)
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale)[0].transpose(0, 1)
+
+
+@dataclass
+class PackedRows:
+    """A run over rows laid end to end. Chunks are whole rows that follow each other; each attends to the prefix and to itself."""
+
+    prefix: Prefix | None
+    sizes: Sequence[int]
+    """Tokens of each chunk; they add up to T."""
+    masks: Sequence[torch.Tensor]
+    """Per chunk of n tokens [n, P + n]: 0 where a token may look, -inf elsewhere."""
+    kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    """A list to fill with each layer's keys and values, [G, T, D]; None: they are not kept."""
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        if self.kept is not None:
+            self.kept.append((k, v))
+        k, v = _for_all_heads(q, k, v)
+        prefix = None if self.prefix is None else _for_all_heads(q, self.prefix.keys[layer], self.prefix.values[layer])
+        sizes, parts = list(self.sizes), []
+        rows = (torch.split(x, sizes, 1) for x in (q * scale, k, v))
+        for queries, keys, values, mask in zip(*rows, self.masks, strict=True):
+            if prefix is not None:
+                keys, values = torch.cat([prefix[0], keys], 1), torch.cat([prefix[1], values], 1)
+            parts.append(_attend(queries, keys, values, mask.to(q.device)).transpose(0, 1))
+        return torch.cat(parts)
+
+
+@dataclass
+class Decoding:
+    """A run over one new token per row, T = B. Each row looks at the prefix, at what it has read and written, and at itself."""
+
+    prefix: Prefix | None
+    keys: list[torch.Tensor]
+    """Per layer [G, B, S, D], room for S tokens a row; the run writes its own."""
+    values: list[torch.Tensor]
+    lengths: torch.Tensor
+    """Tokens that each row already has, [B]."""
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        heads, rows, size = q.shape
+        groups = k.shape[0]
+        lengths = self.lengths.to(q.device)
+        at = torch.arange(rows, device=q.device)
+        self.keys[layer][:, at, lengths], self.values[layer][:, at, lengths] = k, v
+        room = int(self.lengths.max()) + 1
+        own_keys, own_values = self.keys[layer][:, :, :room], self.values[layer][:, :, :room]
+        queries = (q * scale).view(groups, -1, rows, size)  # [G, H/G, B, D]
+        scores = queries.transpose(1, 2) @ own_keys.transpose(-1, -2)  # [G, B, H/G, S]
+        unread = torch.arange(room, device=q.device) > lengths[:, None]  # [B, S]
+        scores = scores.masked_fill(unread[:, None], float("-inf"))
+        if self.prefix is None:
+            out = scores.softmax(-1) @ own_values  # [G, B, H/G, D]
+        else:
+            keys, values = self.prefix.keys[layer], self.prefix.values[layer]  # [G, P, D]
+            shared = queries.reshape(groups, -1, size) @ keys.transpose(1, 2)  # [G, H/G * B, P]
+            shared = shared.view(groups, -1, rows, keys.shape[1]).transpose(1, 2)  # [G, B, H/G, P]
+            weights = torch.cat([shared, scores], -1).softmax(-1)
+            out = weights[..., keys.shape[1] :] @ own_values + weights[..., : keys.shape[1]] @ values[:, None]
+        return out.permute(1, 0, 2, 3).reshape(rows, heads, size)
+
+
+def _for_all_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values once per query head (grouped-query attention, arXiv:2305.13245)."""
+    repeats = q.shape[0] // k.shape[0]
+    return (k, v) if repeats == 1 else (k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0))
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """q: [H, n, D], scaled; k, v: [H, P + n, D]; mask: [n, P + n]. Returns [H, n, D]."""
+    if q.device.type == "cpu" and q.shape[1] <= DENSE:  # two matrix products: faster there than torch's fused kernel and its backward
+        return torch.baddbmm(mask, q, k.transpose(1, 2)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask[None, None], scale=1.0)[0]
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    retune: Pass | None = None,
+    **named: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in each layer: query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D]."""
+    if retune is None:
+        attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **named)
+        return attended, None
+    layer: Any = module.layer_idx
+    return retune.attend(layer, query[0], key[0], value[0], scaling or query.shape[-1] ** -0.5)[None], None
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
