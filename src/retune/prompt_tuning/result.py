@@ -27,24 +27,29 @@ class CurveRow(TypedDict):
 
 @dataclass(frozen=True)
 class TuneResult:
-    soft_prompt: torch.Tensor | None
-    """[P, H], fp32, on the CPU: the best on validation; None for method none."""
+    best: dict[str, torch.Tensor]
+    """What was tuned by name, on the CPU: the best on validation. A soft prompt is `prompt_embeddings`, [P, H], fp32."""
     curve: list[CurveRow]
     steps: int
     """Optimizer steps taken."""
     best_step: int
-    """Step of `soft_prompt`; 0: no step was better than the start."""
+    """Step of `best`; 0: no step was better than the start."""
     best_validation_loss: float
     """Nats per answer token."""
     initial_validation_loss: float
     """The same before the first step (for method none: of the template alone)."""
+
+    @property
+    def soft_prompt(self) -> torch.Tensor | None:
+        """[P, H]; None for method none."""
+        return self.best.get("prompt_embeddings")
 
 
 class DivergedError(StageError):
     """Loss or gradient is no longer a finite number. The same inputs would diverge again: lower the learning rate."""
 
     def __init__(self, what: str, value: float, step: int, learning_rate: float, best: TuneResult) -> None:
-        """best: the run up to here, with the last good soft prompt."""
+        """best: the run up to here, with the last good parameters."""
         super().__init__(
             f"{what} must be finite, got {value} at step {step} (learning rate {learning_rate:g}); lower tune.learning_rate. "
             f"Best prompt so far: step {best.best_step}, validation loss {best.best_validation_loss:.4f}"

@@ -1,17 +1,23 @@
-"""The optimizer loop: gradients reach the soft prompt alone, the best prompt on validation is kept."""
+"""The optimizer loop: gradients reach what is tuned alone, the best on validation is kept."""
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
+from retune.config import Tune
+from retune.errors import StageError
+from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel
-from retune.inference.inputs import EncodedRow, Packed, pack, sorted_batches
-from retune.inference.scoring import answer_losses, row_losses, run_prefix
+from retune.inference.inputs import EncodedRow, Packed, by_tokens, pack, sorted_batches
+from retune.inference.scoring import answer_losses, row_losses
+from retune.prompt_tuning.checkpoints import Checkpoint, State, Stop, StoppedError
+from retune.prompt_tuning.processes import add_up, is_first, share
 from retune.prompt_tuning.result import CurveRow, DivergedError, TuneResult
 from retune.prompt_tuning.schedule import epoch_batches, learning_rate_at, total_steps
 
-__all__ = ["LEAST_LEARNING_RATE", "VALIDATION_TOKENS", "OnStep", "optimise", "validation_batches", "validation_loss"]
+__all__ = ["LEAST_LEARNING_RATE", "VALIDATION_TOKENS", "OnStep", "Tuned", "optimise", "validation_batches", "validation_loss"]
 
 LEAST_LEARNING_RATE = 1e-3
 """Below it a soft prompt learns little or nothing (PERFORMANCE.md: 94 % at .01, 37 % at 5e-5): a run warns."""
@@ -24,66 +30,188 @@ OnStep = Callable[[CurveRow], None]
 logger = logging.getLogger(__name__)
 
 
+class Tuned(Protocol):
+    """What a method tunes."""
+
+    parameters: dict[str, torch.Tensor]
+    """By name: leaves that require a gradient."""
+    size: int
+    """P: virtual tokens before each row."""
+
+    def prefix(self) -> Prefix | None:
+        """What every row follows, computed from the parameters; gradients flow into them."""
+        ...
+
+
 def optimise(
     base: BaseModel,
-    start: torch.Tensor,
+    tuned: Tuned,
     train: Sequence[EncodedRow],
     validation: Sequence[EncodedRow],
-    *,
-    learning_rate: float,
-    epochs: int,
-    batch_size: int,
-    warmup_steps: int,
-    weight_decay: float,
-    max_grad_norm: float,
-    validate_every: int,
-    seed: int,
-    on_step: OnStep,
+    settings: Tune,
+    on_step: OnStep = lambda _: None,
+    checkpoint: Checkpoint | None = None,
+    stop: Stop | None = None,
 ) -> TuneResult:
-    """Tunes a soft prompt with AdamW on the cross entropy of the answers, and returns the one with the least validation loss.
+    """Tunes with AdamW on the cross entropy of the answers, and returns the parameters with the least validation loss.
 
-    start: [P, H], left as it is. validate_every: optimizer steps; the last step is validated in any case.
+    tuned: its parameters are changed in place. checkpoint: read first and written as the run goes; a run that goes on from one ends with
+    the bytes of an undisturbed run. stop: its StoppedError is passed on once the state is saved.
 
-    The same arguments on the same machine with the same number of threads give the same bytes.
+    The same arguments on the same machine with the same number of threads give the same bytes. In a process group (see `processes`)
+    every process returns the same.
 
-    Raises DivergedError if a loss or the gradient is not finite.
+    Raises DivergedError if a loss or the gradient is not finite, StageError if memory does not suffice for a single row.
     """
-    if learning_rate < LEAST_LEARNING_RATE:
-        logger.warning("tune.learning_rate %g is below %g: soft prompts hardly move at such rates", learning_rate, LEAST_LEARNING_RATE)
-    soft_prompt = start.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.AdamW([soft_prompt], lr=learning_rate, weight_decay=weight_decay)
-    total = total_steps(len(train), batch_size, epochs)
-    held_out = validation_batches(base, validation, len(start))
-    initial = validation_loss(base, start, held_out)
-    best, best_loss, best_step = start.detach().clone(), initial, 0
-    curve: list[CurveRow] = []
+    run = _Run(base, tuned, train, validation, settings, stop or Stop())
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        run.restore(state)
+        logger.warning("going on from the checkpoint of step %d of %d", run.step, run.total)
+    else:
+        run.begin()
+    try:
+        run.go(on_step, checkpoint)
+    except StoppedError as error:
+        if checkpoint is None or not run.began or not is_first():
+            raise
+        checkpoint.save(run.state())
+        raise StoppedError(f"{error} at step {run.step} of {run.total}; the checkpoint is saved, a retry goes on from it") from None
+    return run.result()
 
-    def result() -> TuneResult:
-        return TuneResult(best.cpu(), curve, len(curve), best_step, best_loss, initial)
 
-    for step, (epoch, numbers) in enumerate(epoch_batches(len(train), batch_size, epochs, seed), 1):
-        rate = learning_rate_at(step, learning_rate, warmup_steps, total)
-        optimizer.param_groups[0]["lr"] = rate
-        loss = _loss(base, soft_prompt, [train[i] for i in numbers])
-        if not bool(torch.isfinite(loss)):
-            raise DivergedError("training loss", loss.item(), step, rate, result())
-        optimizer.zero_grad()
+class _Run:
+    """One run's state: whole between two steps, so that it can be saved there."""
+
+    def __init__(
+        self, base: BaseModel, tuned: Tuned, train: Sequence[EncodedRow], validation: Sequence[EncodedRow], settings: Tune, stop: Stop
+    ) -> None:
+        if settings.learning_rate < LEAST_LEARNING_RATE and tuned.size:
+            logger.warning(
+                "tune.learning_rate %g is below %g: soft prompts hardly move at such rates", settings.learning_rate, LEAST_LEARNING_RATE
+            )
+        self.base, self.tuned, self.train, self.settings, self.stop = base, tuned, train, settings, stop
+        self.optimizer = torch.optim.AdamW(list(tuned.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.total = total_steps(len(train), settings.batch_size, settings.epochs)
+        self.held_out = validation_batches(base, validation, tuned.size)
+        self.tokens: int | None = None  # of a part of a batch; None: a batch is one part
+        self.began = False
+        self.step, self.curve = 0, list[CurveRow]()
+        self.best, self.best_loss, self.best_step, self.initial = self._copy(), float("inf"), 0, float("inf")
+
+    def begin(self) -> None:
+        self.initial = self.best_loss = validation_loss(self.base, self.tuned.prefix, self.held_out)
+        self.began = True
+
+    def go(self, on_step: OnStep, checkpoint: Checkpoint | None) -> None:
+        settings = self.settings
+        batches = enumerate(epoch_batches(len(self.train), settings.batch_size, settings.epochs, settings.seed), 1)
+        for step, (epoch, numbers) in batches:
+            if step <= self.step:
+                continue
+            if self._patience_is_over():
+                logger.warning("no better validation loss in %s validations: stopped early at step %d", settings.patience, self.step)
+                return
+            rate = learning_rate_at(step, settings.learning_rate, settings.warmup_steps, self.total)
+            self.optimizer.param_groups[0]["lr"] = rate
+            loss = self._gradient([self.train[i] for i in numbers])
+            if not loss < float("inf"):
+                raise DivergedError("training loss", loss, step, rate, self.result())
+            norm = torch.nn.utils.clip_grad_norm_(list(self.tuned.parameters.values()), settings.max_grad_norm)
+            if not bool(torch.isfinite(norm)):
+                raise DivergedError("gradient norm", norm.item(), step, rate, self.result())
+            row = CurveRow(step=step, epoch=epoch, train_loss=loss, validation_loss=None, learning_rate=rate)
+            with self.stop.held():
+                self.optimizer.step()
+                self.step = step
+                self.curve.append(row)
+            if step % settings.validate_every == 0 or step == self.total:
+                self._validate(row)
+            if is_first():
+                on_step(row)
+                if checkpoint is not None and checkpoint.due():
+                    checkpoint.save(self.state())
+
+    def state(self) -> State:
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in self.tuned.parameters.items():
+            tensors |= {f"parameter.{name}": parameter, f"best.{name}": self.best[name]}
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{moment}.{name}": moments[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in moments}
+        figures = {"best_loss": self.best_loss, "best_step": self.best_step, "initial": self.initial, "curve": self.curve}
+        return State(self.step, tensors, figures)
+
+    def restore(self, state: State) -> None:
+        for name, parameter in self.tuned.parameters.items():
+            with torch.no_grad():
+                parameter.copy_(state.tensors[f"parameter.{name}"])
+            self.best[name] = state.tensors[f"best.{name}"].to(parameter)
+            if f"exp_avg.{name}" in state.tensors:
+                moments = {moment: state.tensors[f"{moment}.{name}"].to(parameter) for moment in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(state.step)), **moments}
+        self.step, self.curve = state.step, state.figures["curve"]
+        self.best_loss, self.best_step, self.initial = (state.figures[key] for key in ("best_loss", "best_step", "initial"))
+        self.began = True
+        if self.curve and self._validates(self.step) and self.curve[-1]["validation_loss"] is None:
+            self._validate(self.curve[-1])  # it was stopped between the update and its validation
+
+    def result(self) -> TuneResult:
+        best = {name: tensor.cpu() for name, tensor in self.best.items()}
+        return TuneResult(best, self.curve, len(self.curve), self.best_step, self.best_loss, self.initial)
+
+    def _validates(self, step: int) -> bool:
+        return step > 0 and (step % self.settings.validate_every == 0 or step == self.total)
+
+    def _validate(self, row: CurveRow) -> None:
+        loss = validation_loss(self.base, self.tuned.prefix, self.held_out)
+        if not loss < float("inf"):
+            raise DivergedError("validation loss", loss, row["step"], row["learning_rate"], self.result())
+        with self.stop.held():
+            row["validation_loss"] = loss
+            if loss < self.best_loss:
+                self.best, self.best_loss, self.best_step = self._copy(), loss, row["step"]
+
+    def _patience_is_over(self) -> bool:
+        since = sum(row["validation_loss"] is not None and row["step"] > self.best_step for row in self.curve)
+        return self.settings.patience is not None and since >= self.settings.patience
+
+    def _copy(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.tuned.parameters.items()}
+
+    def _gradient(self, rows: Sequence[EncodedRow]) -> float:
+        """Leaves the gradient of the batch's loss in the parameters and returns the loss: the mean over the rows' answer tokens, nats.
+
+        Where memory does not suffice, the batch goes through in parts, half as large each time: the same sum.
+        """
+        answers = sum(len(row.answer) for row in rows)
+        mine = share(sorted(rows, key=len))
+        while True:
+            self.optimizer.zero_grad()
+            lengths = [len(row) for row in mine]
+            parts = [list(range(len(mine)))] if self.tokens is None else by_tokens(range(len(mine)), lengths, self.tokens)
+            try:
+                loss = sum(self._part([mine[i] for i in part], answers) for part in parts if part)
+            except torch.OutOfMemoryError as error:
+                most = max(sum(lengths[i] for i in part) for part in parts)
+                if all(len(part) < 2 for part in parts):
+                    raise StageError(
+                        f"out of memory on a single row of {most} tokens after {self.tuned.size} virtual ones; lower preprocess.max_tokens "
+                        "or tune.num_virtual_tokens, set tune.precision: bf16, or give the worker more memory"
+                    ) from error
+                self.tokens = most // 2
+                logger.warning("out of memory: batches go through in parts of at most %d tokens from here on", self.tokens)
+                continue
+            total = torch.tensor(float(loss), dtype=torch.float64, device=self.base.device)
+            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.tuned.parameters.values()]
+            add_up(total, *gradients)
+            for parameter, gradient in zip(self.tuned.parameters.values(), gradients, strict=True):
+                parameter.grad = gradient
+            return float(total)
+
+    def _part(self, rows: Sequence[EncodedRow], answers: int) -> float:
+        losses = answer_losses(self.base, self.tuned.prefix(), pack(rows, self.tuned.size, self.base.device))
+        loss = losses.sum() / answers
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
-        norm = torch.nn.utils.clip_grad_norm_([soft_prompt], max_grad_norm)
-        if not bool(torch.isfinite(norm)):
-            raise DivergedError("gradient norm", norm.item(), step, rate, result())
-        optimizer.step()
-        held_out_loss = None
-        if step % validate_every == 0 or step == total:
-            held_out_loss = validation_loss(base, soft_prompt, held_out)
-            if not held_out_loss < float("inf"):
-                raise DivergedError("validation loss", held_out_loss, step, rate, result())
-            if held_out_loss < best_loss:
-                best, best_loss, best_step = soft_prompt.detach().clone(), held_out_loss, step
-        row = CurveRow(step=step, epoch=epoch, train_loss=loss.item(), validation_loss=held_out_loss, learning_rate=rate)
-        curve.append(row)
-        on_step(row)
-    return result()
+        return loss.item()
 
 
 def validation_batches(base: BaseModel, rows: Sequence[EncodedRow], size: int) -> list[Packed]:
@@ -92,13 +220,10 @@ def validation_batches(base: BaseModel, rows: Sequence[EncodedRow], size: int) -
 
 
 @torch.no_grad()
-def validation_loss(base: BaseModel, soft_prompt: torch.Tensor | None, batches: Sequence[Packed]) -> float:
+def validation_loss(base: BaseModel, prefix: Callable[[], Prefix | None], batches: Sequence[Packed]) -> float:
     """Mean over all answer tokens of the batches, nats."""
-    prefix = run_prefix(base, soft_prompt)
-    total = sum(row_losses(base, prefix, batch).sum() for batch in batches)
-    return float(total / sum(len(batch.targets) for batch in batches))
-
-
-def _loss(base: BaseModel, soft_prompt: torch.Tensor, rows: Sequence[EncodedRow]) -> torch.Tensor:
-    """Mean over the rows' answer tokens, nats: a scalar with a gradient."""
-    return answer_losses(base, run_prefix(base, soft_prompt), pack(rows, len(soft_prompt), base.device)).mean()
+    common = prefix()
+    total = torch.tensor(float(sum(row_losses(base, common, batch).sum() for batch in share(batches))), dtype=torch.float64)
+    total = total.to(base.device)
+    add_up(total)
+    return float(total) / sum(len(batch.targets) for batch in batches)

@@ -6,35 +6,30 @@ import tiny
 import torch
 from peft import PromptTuningConfig, get_peft_model
 
+from retune.config import Tune
 from retune.errors import StageError
 from retune.inference.encoding import Encoder
 from retune.inference.inputs import EncodedRow, encode_with_answers
+from retune.inference.scoring import run_prefix
 from retune.prompt_tuning import DivergedError, initial_prompt, trainer
+from retune.prompt_tuning.checkpoints import Checkpoint, Stop, StoppedError
+from retune.prompt_tuning.methods import SoftPrompt
 from retune.prompt_tuning.schedule import epoch_batches, learning_rate_at
 from retune.prompt_tuning.trainer import optimise, validation_batches, validation_loss
 
-SETTINGS = {
-    "learning_rate": 0.05,
-    "epochs": 4,
-    "batch_size": 8,
-    "warmup_steps": 3,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "validate_every": 5,
-    "seed": 13,
-    "on_step": lambda row: None,
-}
+SETTINGS = Tune(learning_rate=0.05, epochs=4, batch_size=8, warmup_steps=3, max_grad_norm=1.0, validate_every=5, seed=13)
 
 
 def encoded(base, count, seed):
     return encode_with_answers(base, Encoder(tiny.make_prompt(), base.tokenizer), 4, tiny.make_rows(count, seed))[0]
 
 
-def run(base, train=None, validation=None, start=None, **changes):
+def run(base, train=None, validation=None, start=None, on_step=lambda _: None, checkpoint=None, stop=None, **changes):
     train = encoded(base, 32, 0) if train is None else train
     validation = encoded(base, 24, 1) if validation is None else validation
     start = initial_prompt("sampled_vocabulary", base, 4, 13) if start is None else start
-    return optimise(base, start, train, validation, **(SETTINGS | changes))
+    settings = SETTINGS.model_copy(update=changes)
+    return optimise(base, SoftPrompt(base, start), train, validation, settings, on_step, checkpoint, stop)
 
 
 def test_tuning_lowers_the_validation_loss(base):
@@ -42,7 +37,7 @@ def test_tuning_lowers_the_validation_loss(base):
     assert result.best_validation_loss < 0.9 * result.initial_validation_loss
     assert result.steps == 16
     batches = validation_batches(base, encoded(base, 24, 1), 4)
-    assert validation_loss(base, result.soft_prompt, batches) == result.best_validation_loss
+    assert validation_loss(base, lambda: run_prefix(base, result.soft_prompt), batches) == result.best_validation_loss
 
 
 def test_the_same_run_gives_the_same_bytes(base):
@@ -108,8 +103,8 @@ def test_the_best_prompt_on_validation_is_kept_and_not_the_last(llama, monkeypat
     made_up = iter([5.0, 4.0, 2.0, 3.0, 2.5])
     seen = []
 
-    def fake(base, soft_prompt, batches):
-        seen.append(soft_prompt.detach().clone())
+    def fake(base, prefix, batches):
+        seen.append(prefix.__self__.values.detach().clone())
         return next(made_up)
 
     monkeypatch.setattr(trainer, "validation_loss", fake)
@@ -172,3 +167,83 @@ def test_a_low_learning_rate_warns(llama, caplog):
         caplog.clear()
         run(llama, epochs=1, learning_rate=1e-3)
         assert not caplog.text
+
+
+def test_memory_that_does_not_suffice_halves_the_parts_and_changes_no_step(llama, monkeypatch, caplog):
+    whole = run(llama, epochs=1)
+    real, most = trainer.answer_losses, []
+
+    def small(base, prefix, packed):
+        if len(packed.ids) > 60 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError
+        most.append(len(packed.ids))
+        return real(base, prefix, packed)
+
+    monkeypatch.setattr(trainer, "answer_losses", small)
+    parted = run(llama, epochs=1)
+    assert "out of memory: batches go through in parts of at most" in caplog.text
+    assert [row["train_loss"] for row in parted.curve] == pytest.approx([row["train_loss"] for row in whole.curve], rel=1e-4)
+    assert max(most) <= 60
+    monkeypatch.setattr(trainer, "answer_losses", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError))
+    with pytest.raises(StageError, match=r"out of memory on a single row of \d+ tokens after 4 virtual ones; lower preprocess.max_tokens"):
+        run(llama, epochs=1)
+
+
+def test_patience_ends_a_run_that_no_longer_learns(llama, caplog):
+    prompt = list(range(10, 20))
+    train = [EncodedRow(prompt, [40])] * 8
+    result = run(llama, [EncodedRow(prompt, [41])] * 8, train, validate_every=1, patience=2, epochs=30)
+    assert result.steps == result.best_step + 2
+    assert "no better validation loss in 2 validations: stopped early" in caplog.text
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 9, 16])
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bytes(base, tmp_path, at):
+    """Killed after any step: the curve and the prompt are those of an undisturbed run."""
+    whole = run(base)
+
+    def die(row):
+        if row["step"] == at:
+            raise Killed
+
+    checkpoint, seen = Checkpoint(tmp_path / "checkpoint", 0), []
+    with pytest.raises(Killed):
+        run(base, on_step=die, checkpoint=checkpoint)
+    again = run(base, on_step=lambda row: seen.append(row["step"]), checkpoint=checkpoint)
+    assert seen == list(range(at, 17))
+    assert again.soft_prompt.numpy().tobytes() == whole.soft_prompt.numpy().tobytes()
+    assert again.curve == whole.curve
+    assert (again.best_step, again.best_validation_loss) == (whole.best_step, whole.best_validation_loss)
+
+
+def test_a_stopped_run_saves_where_it_stands_and_goes_on_from_there(llama, tmp_path):
+    """SIGTERM may come at any moment: in the update, it waits for its end."""
+    whole, stop, file = run(llama), Stop(), tmp_path / "checkpoint"
+    real = torch.optim.AdamW.step
+
+    def ask_within_the_update(self, *arguments):
+        real(self, *arguments)
+        if self.param_groups[0]["lr"] == learning_rate_at(5, 0.05, 3, 16):  # a step that validates
+            stop._ask(15, None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", ask_within_the_update)
+        with pytest.raises(StoppedError, match="at step 5 of 16; the checkpoint is saved"):
+            run(llama, checkpoint=Checkpoint(file, 3600), stop=stop)
+    again = run(llama, checkpoint=Checkpoint(file, 3600))
+    assert again.curve == whole.curve
+    assert again.soft_prompt.numpy().tobytes() == whole.soft_prompt.numpy().tobytes()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + b"x", lambda _: b"", lambda b: b[70:]])
+def test_a_damaged_checkpoint_is_named_and_counts_as_none(llama, tmp_path, caplog, damage):
+    whole, file = run(llama, epochs=1), tmp_path / "checkpoint"
+    run(llama, epochs=1, checkpoint=Checkpoint(file, 0))
+    file.write_bytes(damage(file.read_bytes()))
+    again = run(llama, epochs=1, checkpoint=Checkpoint(file, 3600))
+    assert "is damaged" in caplog.text
+    assert again.curve == whole.curve
