@@ -26,14 +26,14 @@ import yaml
 
 from retune.config import Prompt, resolved_yaml, sha256_json
 from retune.dvc_files import EMPTY_DIR, REMOTE, entry, lay, path_md5, safe, sections
-from retune.errors import BadInputError, ConfigError, IntegrityError, StageError
+from retune.errors import BadInputError, ConfigError, IntegrityError, RetuneError, StageError
 from retune.guard import run_guarded
 from retune.machine import machine
 from retune.objects import Objects
 from retune.prompt_file import rewritten
 from retune.records import Lineage
 from retune.settings import Settings
-from retune.stages import BAD_INPUT
+from retune.stages import BAD_INPUT, CHECKPOINT
 from retune.store import Store, open_store
 
 __all__ = ["STAGES", "StageRun", "Workspaces", "code_state"]
@@ -114,7 +114,7 @@ class Workspaces:
 
         `prompt` is resolved: its fields are the parameters that count. `environment` is handed to the stage's process.
         Raises StageError if the stage failed (its output is in the log), IntegrityError if what was pushed does not read back.
-        Retry: safe at any point; a finished stage is restored.
+        Retry: safe at any point; a finished stage is restored, tuning goes on from its last checkpoint, on whatever host.
         """
         start = time.monotonic()
         name = f"{stage}@{prompt.name}"
@@ -130,7 +130,9 @@ class Workspaces:
                 self.log(f"{name}: restored by key {key[:12]}, nothing executed")
                 return StageRun(laid, key, True, time.monotonic() - start)
         with self._workspace(lineage, prompt, stage) as folder:
-            self._dvc(folder, ["repro", "--pull", "--no-run-cache", "-s", name], ["push", "-q", name], environment=environment)
+            with self._checkpoints(folder, stage, prompt, key) as (more, on_line):
+                commands = ["repro", "--pull", "--no-run-cache", "-s", name], ["push", "-q", name]
+                self._dvc(folder, *commands, environment={**(environment or {}), **more}, on_line=on_line)
             known = {"section": sections((folder / "dvc.lock").read_text("utf-8"))[name], "machine": machine()}
             laid = _with(lineage, stage, prompt.name, known)
             for md5 in self._stage_objects(laid, stage, prompt.name):
@@ -311,6 +313,44 @@ class Workspaces:
                     (folder / "dvc.lock").write_text(lineage.lock, "utf-8")
             yield folder
 
+    @contextmanager
+    def _checkpoints(self, folder: Path, stage: str, prompt: Prompt, key: str) -> Iterator[tuple[dict[str, str], Callable[[str], None]]]:
+        """Hands stage tune the checkpoint of an earlier try with the same key, and puts what it saves into the store.
+
+        Gives (environment for the stage, what to call with each line of its output). A store that is away stops no tuning.
+        """
+        if stage != "tune":
+            yield {}, self.log
+            return
+        file, place = folder / "checkpoint", f"checkpoints/{prompt.name}/{key}"
+        if self.store.exists(place):
+            file.write_bytes(self.store.get(place))
+        known = file.stat().st_mtime_ns if file.is_file() else 0
+
+        def keep() -> None:
+            nonlocal known
+            if not file.is_file() or (now := file.stat().st_mtime_ns) == known:
+                return
+            try:
+                self.store.put(place, file.read_bytes())
+                known = now
+            except RetuneError as error:
+                self.log(f"the checkpoint was not stored ({error}); tuning goes on")
+
+        def on_line(line: str) -> None:
+            if line.startswith(CHECKPOINT):
+                keep()
+                line = f"checkpoint of step {line.removeprefix(CHECKPOINT)} saved"
+            self.log(line)
+
+        try:
+            yield {"RETUNE_CHECKPOINT": str(file)}, on_line
+        except BaseException:
+            keep()  # what a stage saved on its way out, when nobody read its lines any more
+            raise
+        if self.store.exists(place):
+            self.store.put(place, b"")  # the stage's outputs hold what it led to
+
     def _lay_project(self, folder: Path, prompt: Prompt, stages: Sequence[str]) -> None:
         project = self.settings.project
         shutil.copyfile(project / "dvc.yaml", folder / "dvc.yaml")
@@ -337,7 +377,13 @@ class Workspaces:
         lines += ["['remote \"store\"']", "verify = true", *(f"{name} = {value}" for name, value in self.remote_settings().items())]
         return "\n".join(lines) + "\n"
 
-    def _dvc(self, folder: Path, *commands: list[str], environment: Mapping[str, str] | None = None) -> None:
+    def _dvc(
+        self,
+        folder: Path,
+        *commands: list[str],
+        environment: Mapping[str, str] | None = None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
         """DVC commands in a workspace, their output streaming into the log. Raises StageError with the last lines of one that fails."""
         child = {**os.environ, **(environment or {})}
         child["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), child.get("PATH", os.defpath)])
@@ -348,7 +394,7 @@ class Workspaces:
         def keep(line: str) -> None:
             tail.append(line)
             del tail[:-15]
-            self.log(line)
+            (on_line or self.log)(line)
 
         code = run_guarded([sys.executable, "-c", _DVC, json.dumps(commands)], cwd=folder, env=child, on_line=keep)
         if code:

@@ -41,7 +41,7 @@ VARIABLE = "RETUNE_BASE_MODELS"
 @dataclass(frozen=True)
 class BaseModel:
     model: Any = field(repr=False)
-    """A transformers causal language model in eval mode, fp32, no parameter requires a gradient."""
+    """A transformers causal language model in eval mode, no parameter requires a gradient."""
     tokenizer: Any = field(repr=False)
     """A transformers tokenizer with a `tokenizers` backend."""
     sha256: str
@@ -141,18 +141,29 @@ def find_base_model(ref: BaseModelRef, project: Path | None = None, folders: Seq
     return _find_hub(ref.hub, ref.revision, folders) if ref.hub else _find_local(ref, project, folders)
 
 
-def open_base_model(ref: BaseModelRef, project: Path | None = None, folders: Sequence[Path] = ()) -> BaseModel:
+def open_base_model(
+    ref: BaseModelRef, project: Path | None = None, folders: Sequence[Path] = (), dtype: torch.dtype = torch.float32
+) -> BaseModel:
     """Finds, verifies and loads the base model that `ref` names. Raises as `find_base_model` and `load_base` do."""
     path = find_base_model(ref, project, folders)
-    return load_base(path, base_sha256(path, ref))
+    return load_base(path, base_sha256(path, ref), dtype=dtype)
 
 
-def load_base(path: Path, sha256: str | None = None, device: str = "cpu") -> BaseModel:
-    """Loads a model and its tokenizer from a folder, in fp32, frozen, in eval mode.
+def _device(environ: Mapping[str, str] = os.environ) -> str:
+    """RETUNE_DEVICE where it is set: cpu, cuda, cuda:N, or sharded (a model that no single GPU holds, laid over all of them by
+    Accelerate). Else the process's own GPU where there is one, else cpu."""
+    own = f"cuda:{environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return environ.get("RETUNE_DEVICE") or own
+
+
+def load_base(path: Path, sha256: str | None = None, device: str | None = None, dtype: torch.dtype = torch.float32) -> BaseModel:
+    """Loads a model and its tokenizer from a folder, frozen, in eval mode.
 
     Only safetensors are read and no code of the folder runs.
 
-    sha256: the folder's hash as already verified; None: computed here over the whole folder.
+    sha256: the folder's hash as already verified; None: computed here over the whole folder. device: cpu, cuda, cuda:N or sharded;
+    None: what RETUNE_DEVICE says, else the GPU if there is one.
+    dtype: of the weights.
 
     Raises BadInputError if the architecture is unknown, weights are missing, or the tokenizer has no `tokenizers` backend.
     """
@@ -164,9 +175,11 @@ def load_base(path: Path, sha256: str | None = None, device: str = "cpu") -> Bas
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise BadInputError(f"base model architecture must be one of {known}, got {config.model_type!r} ({path})")
+    place = device or _device()
+    settings: dict[str, Any] = {"device_map": "balanced"} if place == "sharded" else {}
     with _no_progress_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
         )
     model, loading = loaded
     if loading["missing_keys"]:
@@ -174,8 +187,9 @@ def load_base(path: Path, sha256: str | None = None, device: str = "cpu") -> Bas
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if not getattr(tokenizer, "is_fast", False):
         raise BadInputError(f"{path}: the tokenizer must have a tokenizers backend (tokenizer.json), got {type(tokenizer).__name__}")
-    model = model.to(device).eval().requires_grad_(False)
-    return BaseModel(model, tokenizer, sha256, tokenizer_sha256(path))
+    if place != "sharded":
+        model = model.to(place)
+    return BaseModel(model.eval().requires_grad_(False), tokenizer, sha256, tokenizer_sha256(path))
 
 
 @contextmanager

@@ -14,12 +14,14 @@ import yaml
 from retune.config import Prompt, load_prompt, sha256_json
 from retune.errors import BadInputError, ConfigError, IntegrityError
 
-__all__ = ["BAD_INPUT", "code_sha256", "run_stage", "whole_folder"]
+__all__ = ["BAD_INPUT", "CHECKPOINT", "code_sha256", "run_stage", "whole_folder"]
 
 gc.set_threshold(100_000)  # a stage lives for seconds and starts by importing a million objects: collecting between them is a fifth of it
 
 BAD_INPUT = "retune-bad-input "
 """Starts the line by which a stage tells its parent process that a retry cannot help; JSON of error and message follows."""
+CHECKPOINT = "retune-checkpoint "
+"""Starts the line by which stage tune tells its parent process that it has saved a checkpoint; the step follows."""
 
 
 def run_stage(stage: Callable[[Prompt], None], file: str = "artifacts/{}/prompt.yaml") -> None:

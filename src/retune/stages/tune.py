@@ -12,12 +12,18 @@ Writes::
     artifacts/<prompt>/curve.csv   step, epoch, train_loss, validation_loss, learning_rate
 
 Streams the curve and system metrics to the MLflow run in MLFLOW_RUN_ID, where there is one. A server that is away does not stop the tuning:
-the parent task compares and logs the curve from the file. Raises: IntegrityError on a wrong base model. Retry: safe.
+the parent task compares and logs the curve from the file. Raises: IntegrityError on a wrong base model.
+
+Retry: safe. Goes on from the file that RETUNE_CHECKPOINT names, where it holds a state, and writes it every RETUNE_CHECKPOINT_SECONDS;
+whoever hands the file down answers for its belonging to the same inputs. SIGTERM saves it and ends the stage with 143.
+RETUNE_PROCESSES: processes (one per GPU) that share each batch; the stage starts them.
 """
 
 import hashlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,13 +32,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from retune.config import Prompt, sha256_json
-from retune.errors import BadInputError
+from retune.errors import BadInputError, ConfigError
 from retune.inference.base_model import open_base_model
 from retune.inference.release import write_release
 from retune.prompt_tuning import DivergedError, tune
-from retune.stages import code_sha256, run_stage
+from retune.prompt_tuning.checkpoints import Checkpoint, Stop, StoppedError
+from retune.prompt_tuning.processes import is_first, process_group
+from retune.stages import CHECKPOINT, code_sha256, run_stage
 
 COLUMNS = ("step", "epoch", "train_loss", "validation_loss", "learning_rate")
 
@@ -40,7 +49,7 @@ COLUMNS = ("step", "epoch", "train_loss", "validation_loss", "learning_rate")
 @contextmanager
 def _stream() -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that prints a curve row and sends it to the MLflow run handed down."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
+    run_id = os.environ.get("MLFLOW_RUN_ID") if is_first() else None
 
     def show(row: dict[str, Any]) -> None:
         if row.get("validation_loss") is not None:
@@ -105,18 +114,47 @@ def _away(error: Exception) -> None:
 
 
 def main(prompt: Prompt) -> None:
+    if (count := os.environ.get("RETUNE_PROCESSES", "1")) != "1" and "WORLD_SIZE" not in os.environ:
+        sys.exit(_on_processes(count, prompt.name))
+    stop = Stop()
+    try:
+        with stop.listening(), process_group():
+            _tune(prompt, stop)
+    except StoppedError as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _on_processes(count: str, prompt: str) -> int:
+    """Exit code of this very stage on several processes."""
+    if not count.isdigit() or count == "0":
+        raise ConfigError(f"RETUNE_PROCESSES must be a whole number >= 1, got {count!r}")
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", count]
+    return subprocess.run([sys.executable, "-m", *launcher, "-m", "retune.stages.tune", prompt], check=False).returncode
+
+
+def _checkpoint() -> Checkpoint | None:
+    place = os.environ.get("RETUNE_CHECKPOINT")
+    seconds = float(os.environ.get("RETUNE_CHECKPOINT_SECONDS", "60"))
+    return Checkpoint(Path(place), seconds, lambda _, step: print(f"{CHECKPOINT}{step}", flush=True)) if place else None
+
+
+def _tune(prompt: Prompt, stop: Stop) -> None:
     artifacts = Path(f"artifacts/{prompt.name}")
     splits = {name: pd.read_parquet(artifacts / f"dataset/{name}.parquet") for name in ("train", "validation")}
     folders = [Path(p) for p in os.environ.get("RETUNE_BASE_MODELS", "").split(os.pathsep) if p]
-    base = open_base_model(prompt.base_model, Path.cwd(), folders)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[prompt.tune.precision]
+    base = open_base_model(prompt.base_model, Path.cwd(), folders, dtype)
     released = prompt.released()
     with _stream() as send:
         try:
-            result = tune(base, released, splits["train"], splits["validation"], lambda row: send(dict(row)))
+            result = tune(base, released, splits["train"], splits["validation"], lambda row: send(dict(row)), _checkpoint(), stop)
         except DivergedError as error:
             raise BadInputError(str(error)) from error
         start = {"step": 0, "epoch": 0, "validation_loss": result.initial_validation_loss}
         send(start)
+    if not is_first():
+        return
     inputs = json.loads((artifacts / "dataset/inputs.json").read_text("utf-8")) | {
         "code": code_sha256("tune", prompt.name),
         "environment": hashlib.sha256(Path("requirements.lock").read_bytes()).hexdigest(),
