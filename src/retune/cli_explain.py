@@ -53,7 +53,7 @@ def explain(
         return
     _show(found, known)
     if run:
-        console().print(f"table and plot are in MLflow, run {run}, folder {FOLDER}", markup=False)
+        console().print(f"figures and plot are in MLflow, run {run}, folder {FOLDER}", markup=False)
 
 
 def _log(settings: "Settings", found: "Explanation", image: bytes) -> str | None:
