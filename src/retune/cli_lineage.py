@@ -84,16 +84,13 @@ def reproduce(
     as_json: AsJson = False,
 ) -> None:
     """Preprocess and tune a release again from what is recorded, and compare every file. Exit code 3: not all are byte-identical."""
-    from retune.recorded import champion, find
+    from retune.recorded import named
     from retune.reproduce import reproduce
     from retune.settings import Settings
     from retune.store import open_store
 
     settings = Settings.load()
-    store = open_store(settings)
-    recorded = find(store, [prompt], release) if release else champion(store, prompt)
-    if recorded is None:
-        raise BadInputError(f"the ledger of {prompt} is empty: nothing was released yet; see `retune status`")
+    recorded = named(open_store(settings), prompt, release)
     progress = console(stderr=as_json)
     result = reproduce(settings, recorded, keep, lambda line: progress.print(line, markup=False))
     if as_json:

@@ -1,6 +1,7 @@
 """What the commands share: options, output for people and for programs."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from retune.local.record import Stack
     from retune.settings import Settings
 
-__all__ = ["AsJson", "ShowCommand", "console", "emit", "figures", "places", "plain", "shell", "stack_or_error", "when"]
+__all__ = ["AsJson", "ShowCommand", "console", "emit", "figures", "places", "plain", "reach_mlflow", "shell", "stack_or_error", "when"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 ShowCommand = Annotated[bool, typer.Option("--show-command", help="Print the plain command that this stands for, and do nothing.")]
@@ -54,6 +55,15 @@ def stack_or_error(settings: "Settings") -> "Stack":
     if stack is None:
         raise RetuneError(f"the stack of {settings.home} is not running; start it with `retune up`")
     return stack
+
+
+def reach_mlflow(settings: "Settings") -> None:
+    """Points this process at the MLflow server that the stack or the environment names. Raises RetuneError if there is none."""
+    defaults: dict[str, Any] = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        defaults["MLFLOW_TRACKING_URI"] = stack_or_error(settings).mlflow_url
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
 
 
 def when(moment: str) -> str:

@@ -1,16 +1,12 @@
 """`retune rollback` and `unbar`: an earlier release becomes the champion again, at once and without retraining."""
 
 import getpass
-import os
 import uuid
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from retune.cli_output import AsJson, ShowCommand, console, emit, plain, shell, stack_or_error
-
-if TYPE_CHECKING:
-    from retune.settings import Settings
+from retune.cli_output import AsJson, ShowCommand, console, emit, plain, reach_mlflow, shell
 
 __all__ = ["rollback", "unbar"]
 
@@ -37,7 +33,7 @@ def rollback(
         conf = json.dumps({"prompt": prompt, "release": to, "reason": reason})
         plain(shell(["airflow", "dags", "trigger", "rollback", "--conf", conf], {"AIRFLOW_HOME": str(settings.home / "airflow")}))
         return
-    _reach_mlflow(settings)
+    reach_mlflow(settings)
     from retune.records import Trigger
     from retune.tasks.rollback import rollback
 
@@ -58,7 +54,7 @@ def unbar(
     """Let a release that a rollback left be promoted again. It does not become the champion by that."""
     from retune.settings import Settings
 
-    _reach_mlflow(Settings.load())
+    reach_mlflow(Settings.load())
     from retune.tasks.rollback import unbar
 
     done = unbar(prompt, release, by or getpass.getuser(), reason)
@@ -68,12 +64,3 @@ def unbar(
     console().print(
         f"version {done['version']} ({done['release'][:12]}) may be promoted again (ledger entry {done['entry']})", markup=False
     )
-
-
-def _reach_mlflow(settings: "Settings") -> None:
-    """Points this process at the MLflow server that the stack or the environment names."""
-    defaults: dict[str, Any] = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        defaults["MLFLOW_TRACKING_URI"] = stack_or_error(settings).mlflow_url
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)

@@ -8,7 +8,7 @@ from retune.ledger import Entry, Ledger, standing
 from retune.records import Lineage
 from retune.store import Store
 
-__all__ = ["Recorded", "by_release", "champion", "find"]
+__all__ = ["Recorded", "by_release", "champion", "find", "named"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,14 @@ def find(store: Store, prompts: Iterable[str], beginning: str) -> Recorded:
         listed = f": {', '.join(sorted(r[:12] for r in found))}" if found else ""
         raise BadInputError(f"{beginning!r} begins {len(found)} releases of {', '.join(named)}{listed}; see `retune releases PROMPT`")
     return found.popitem()[1]
+
+
+def named(store: Store, prompt: str, beginning: str | None = None) -> Recorded:
+    """The prompt's release whose id begins so; None: its champion. Raises BadInputError if there is none."""
+    found = find(store, [prompt], beginning) if beginning else champion(store, prompt)
+    if found is None:
+        raise BadInputError(f"the ledger of {prompt} is empty: nothing was released yet; see `retune status`")
+    return found
 
 
 def by_release(prompt: str, entries: list[Entry]) -> dict[str, Recorded]:

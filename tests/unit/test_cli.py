@@ -18,7 +18,7 @@ from retune.store import open_store
 
 COMMANDS = (
     *("up", "down", "status", "new", "run", "land", "releases", "ledger", "rollback", "unbar", "predict"),
-    *("checkout", "reproduce", "doctor"),
+    *("checkout", "reproduce", "explain", "export", "doctor"),
 )
 PROMPT = """
 name: p
@@ -166,6 +166,9 @@ def test_people_get_tables(decided):
         (("checkout", "abc"), 1, "begins 0 releases of p"),
         (("reproduce", "p"), 1, "nothing was released"),
         (("reproduce", "p", "--release", "abc"), 1, "begins 0 releases of p"),
+        (("explain", "p"), 1, "nothing was released"),
+        (("explain", "p", "--rows", "0"), 2, "--rows"),
+        (("export", "unknown"), 2, "no prompt file"),
         (("new", "p", "--from", "none.csv"), 2, "--force"),
         (("new", "q", "--from", "none.csv"), 1, "no such file"),
         (("nonsense",), 2, ""),

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["confusion_figure", "per_class_figure", "render", "slices_figure"]
+    from retune.explain import Explanation
+
+__all__ = ["confusion_figure", "per_class_figure", "render", "slices_figure", "virtual_tokens_figure"]
 
 COLOURS = {BASELINE: "#999999", CHAMPION: "#0072b2", CANDIDATE: "#d55e00"}
 """Role -> colour, told apart by colour-blind readers too (Okabe & Ito 2008)."""
@@ -28,6 +30,8 @@ MAX_NUMBERED = 15
 """Labels up to which a confusion matrix has its counts written in."""
 MAX_SLICES = 40
 """Slices in one figure: those with the most rows; the report lists them all."""
+MAX_TOKENS = 60
+"""Virtual tokens in one figure: those with the largest effect."""
 
 
 def render(figure: "Figure", form: Literal["png", "svg"] = "png") -> bytes:
@@ -126,6 +130,31 @@ def slices_figure(champion: Evaluation, candidate: Evaluation, metric: str, min_
         axes.scatter([], [], color=COLOURS[role], s=90 if role == CHAMPION else 40, label=ROLE_TITLES[role])
     _plain(axes, grid="x")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def virtual_tokens_figure(explanation: "Explanation") -> "Figure":
+    """A row for each virtual token, named by its nearest word: what leaving it out costs, and the attention that answers pay to it."""
+    largest = sorted(explanation.tokens, key=lambda token: -abs(token.effect))[:MAX_TOKENS]
+    tokens = sorted(largest, key=lambda token: token.number)
+    left_out = len(explanation.tokens) - len(tokens)
+    figure = _figure(10.0, 1.8 + 0.26 * len(tokens))
+    effect, attention = figure.subplots(1, 2, sharey=True)
+    places = range(len(tokens))
+    effect.barh(places, [token.effect for token in tokens], color=[COLOURS[CANDIDATE if t.effect > 0 else BASELINE] for t in tokens])
+    effect.axvline(0, color="black", linewidth=0.8)
+    effect.set_xlabel("validation loss without it, minus with all\n(nats per answer token; above 0: it is of use)")
+    effect.set_yticks(places, [f"{token.number}  {token.by_cosine[0].text!r}" for token in tokens], parse_math=False)
+    effect.set_ylim(len(tokens) - 0.5, -0.5)
+    attention.barh(places, [100 * token.attention for token in tokens], color=COLOURS[CHAMPION])
+    attention.axvline(100 * explanation.even_attention, color="black", linewidth=0.8, linestyle="--", label="an even share")
+    attention.set_xlabel("attention of the answers, %\n(mean over layers, heads and answer tokens)")
+    figure.legend(loc="outside lower right", frameon=False, fontsize="small")
+    smaller = f"; {left_out} of smaller effect left out" if left_out else ""
+    title = f"{explanation.prompt}: virtual tokens of release {explanation.release[:12]}, each by its nearest word{smaller}"
+    figure.suptitle(title, fontsize="medium", parse_math=False)
+    for axes in (effect, attention):
+        _plain(axes, grid="x")
     return figure
 
 

@@ -95,7 +95,7 @@ class Predictor:
         if not self._labels:
             raise ConfigError(f"{self.prompt.name}: only task: classification has labels to score")
         tree = LabelTree(self._labels)
-        encoded = self._encode(rows, max(map(len, self._labels)))
+        encoded = self._encode(rows, self.answer_tokens)
         out = torch.zeros(len(encoded), len(self._labels))
         for numbers in sorted_batches(encoded, TOKENS, len(tree)):
             out[numbers] = score_batch(self.base, self._prefix, [encoded[i] for i in numbers], tree).cpu()
@@ -150,6 +150,22 @@ class Predictor:
         if not counts.sum():
             raise ConfigError("perplexity needs at least one row with an answer")
         return float(np.exp(sums.sum() / counts.sum()))
+
+    @torch.no_grad()
+    def prompt_embeddings(self, row: Mapping[str, Any]) -> torch.Tensor:
+        """What the model reads for a row, [P + T, H] on the CPU: the soft prompt, then the T tokens of the rendered template, embedded.
+
+        It is the whole prompt for whatever else runs the base model on embeddings (transformers' `inputs_embeds`, vLLM's
+        `prompt_embeds`): such a model then answers as this one does. Raises BadInputError as `predict` does.
+        """
+        (encoded,) = self._encode([row], self.answer_tokens)
+        tokens = self.base.embed(torch.tensor(encoded.prompt, dtype=torch.long, device=self.base.device))
+        return (tokens if self.soft_prompt is None else torch.cat([self.soft_prompt.to(self.base.dtype), tokens])).cpu()
+
+    @property
+    def answer_tokens(self) -> int:
+        """Most tokens of an answer: those of the longest label, or as many as may be generated."""
+        return max(map(len, self._labels)) if self._labels else self.prompt.generation.max_new_tokens
 
     @property
     def _soft_tokens(self) -> int:

@@ -15,7 +15,17 @@ from retune.inference.attention import IMPLEMENTATION, Decoding, PackedRows, Pas
 from retune.inference.base_model import BaseModel
 from retune.inference.inputs import EncodedRow, LabelTree, Packed, pack
 
-__all__ = ["answer_losses", "generate_batch", "generate_steps", "logits_at", "row_losses", "run_packed", "run_prefix", "score_batch"]
+__all__ = [
+    "answer_losses",
+    "generate_batch",
+    "generate_steps",
+    "logits_at",
+    "row_losses",
+    "run_packed",
+    "run_pass",
+    "run_prefix",
+    "score_batch",
+]
 
 LOGITS = 2**24
 """Logits that are held at a time: 64 MiB of fp32."""
@@ -27,7 +37,7 @@ def run_prefix(base: BaseModel, soft_prompt: torch.Tensor | None) -> Prefix | No
         return None
     run = PrefixRun()
     vectors = soft_prompt.to(base.dtype)
-    hidden = _run(base, vectors, torch.arange(len(vectors), device=vectors.device), run)
+    hidden = run_pass(base, vectors, torch.arange(len(vectors), device=vectors.device), run)
     return Prefix(tuple(run.keys), tuple(run.values), hidden[-1])
 
 
@@ -36,7 +46,7 @@ def run_packed(
 ) -> torch.Tensor:
     """Hidden states of all tokens, [T, H]. kept: filled with each layer's keys and values."""
     masks = [mask.to(base.dtype) for mask in packed.masks]
-    return _run(base, base.embed(packed.ids), packed.positions, PackedRows(prefix, packed.sizes, masks, kept))
+    return run_pass(base, base.embed(packed.ids), packed.positions, PackedRows(prefix, packed.sizes, masks, kept))
 
 
 def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> torch.Tensor:
@@ -122,7 +132,7 @@ def generate_steps(
         if all(done) or step == max_new_tokens - 1:
             return
         vectors = base.embed(torch.tensor(tokens, device=base.device))
-        last = _run(base, vectors, size + lengths, Decoding(prefix, *cache, lengths))
+        last = run_pass(base, vectors, size + lengths, Decoding(prefix, *cache, lengths))
         lengths = lengths + 1
 
 
@@ -161,8 +171,8 @@ _NO_MASK = torch.zeros(1, 1, 1, 1)
 """A mask of four dimensions is passed through by transformers: none is built, the pass has its own."""
 
 
-def _run(base: BaseModel, vectors: torch.Tensor, positions: torch.Tensor, over: Pass) -> torch.Tensor:
-    """vectors: [T, H]; positions: [T]. Returns the hidden states [T, H]."""
+def run_pass(base: BaseModel, vectors: torch.Tensor, positions: torch.Tensor, over: Pass) -> torch.Tensor:
+    """One run of the frozen model. vectors: [T, H]; positions: [T]. Returns the hidden states [T, H]."""
     model = base.model
     if model.config._attn_implementation != IMPLEMENTATION:
         model.set_attn_implementation(IMPLEMENTATION)

@@ -7,7 +7,16 @@ import pytest
 
 from retune.errors import BadInputError
 from retune.evaluation.metrics import confusion, evaluate
-from retune.evaluation.plots import MAX_SLICES, confusion_figure, per_class_figure, render, slices_figure
+from retune.evaluation.plots import (
+    MAX_SLICES,
+    MAX_TOKENS,
+    confusion_figure,
+    per_class_figure,
+    render,
+    slices_figure,
+    virtual_tokens_figure,
+)
+from retune.explain import Explanation, Neighbour, VirtualToken
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TARGET, CHAMPION, CANDIDATE = [0, 0, 1, 1, 2, 2], [0, 1, 1, 0, 2, -1], [0, 0, 1, 1, 2, 0]
@@ -56,6 +65,27 @@ def test_slices_figure_shows_the_largest_slices_and_says_how_many_it_leaves_out(
     assert "3 smaller slices left out" in axes.get_title()
     with pytest.raises(BadInputError, match="evaluation must have slices to draw, got none"):
         slices_figure(evaluations["champion"], replace(evaluations["candidate"], slices={}), "accuracy", 2)
+
+
+def explanation(effects):
+    near = [Neighbour(7, "$5 & $6", 0.5, 2.0)]
+    tokens = [VirtualToken(n, effect, 0.01 * n, near, near) for n, effect in enumerate(effects, 1)]
+    return Explanation("p", "a" * 64, 10, 20, 0.4, 0.9, 0.7, 0.02, tokens)
+
+
+def test_virtual_tokens_figure_has_a_row_for_each_token_with_effect_and_attention():
+    effect, attention = virtual_tokens_figure(explanation([0.3, -0.1])).axes
+    assert [tick.get_text() for tick in effect.get_yticklabels()] == ["1  '$5 & $6'", "2  '$5 & $6'"]
+    assert [bar.get_width() for bar in effect.containers[0]] == [0.3, -0.1]
+    assert [bar.get_width() for bar in attention.containers[0]] == pytest.approx([1, 2])
+    assert list(attention.lines[0].get_xdata()) == [2, 2]
+
+
+def test_virtual_tokens_figure_keeps_those_of_the_largest_effect_in_their_order():
+    figure = virtual_tokens_figure(explanation([0.001 * (n % (MAX_TOKENS + 2)) for n in range(MAX_TOKENS + 2)]))
+    numbers = [int(tick.get_text().split()[0]) for tick in figure.axes[0].get_yticklabels()]
+    assert numbers == list(range(3, MAX_TOKENS + 3))
+    assert "2 of smaller effect left out" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize(("form", "start"), [("png", PNG), ("svg", b"<?xml")])
