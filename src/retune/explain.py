@@ -113,10 +113,10 @@ def explain(tuned: Tuned, rows: Rows) -> Explanation:
         if not row.prompt:
             raise BadInputError(f"row {number}: the rendered template has no tokens: nothing would be left without the soft prompt")
     batches = {tokens: validation_batches(base, encoded, tokens) for tokens in {size, size - 1, 0}}
-    loss = validation_loss(base, soft_prompt, batches[size])
-    template_loss = validation_loss(base, None, batches[0])
+    loss = _loss(base, soft_prompt, batches[size])
+    template_loss = _loss(base, None, batches[0])
     without = [_without(soft_prompt, number) for number in range(size)]
-    effects = [(template_loss if rest is None else validation_loss(base, rest, batches[size - 1])) - loss for rest in without]
+    effects = [(template_loss if rest is None else _loss(base, rest, batches[size - 1])) - loss for rest in without]
     masses, even = attention_masses(base, soft_prompt, batches[size])
     by_cosine, by_distance = nearest_tokens(base, soft_prompt)
     return Explanation(
@@ -130,6 +130,11 @@ def explain(tuned: Tuned, rows: Rows) -> Explanation:
         even_attention=even,
         tokens=[VirtualToken(n + 1, effects[n], float(masses[n]), by_cosine[n], by_distance[n]) for n in range(size)],
     )
+
+
+def _loss(base: BaseModel, soft_prompt: torch.Tensor | None, batches: Sequence[Packed]) -> float:
+    """Mean over all answer tokens, nats."""
+    return validation_loss(base, lambda: run_prefix(base, soft_prompt), batches)
 
 
 def _without(soft_prompt: torch.Tensor, number: int) -> torch.Tensor | None:

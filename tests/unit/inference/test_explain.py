@@ -9,6 +9,7 @@ from retune.explain import attention_masses, explain, nearest_tokens, token_text
 from retune.inference.encoding import Encoder
 from retune.inference.inputs import EncodedRow, encode_with_answers
 from retune.inference.predictor import Predictor
+from retune.inference.scoring import run_prefix
 from retune.prompt_tuning.trainer import validation_batches, validation_loss
 from retune.recorded import Recorded
 from retune.records import Lineage
@@ -48,7 +49,9 @@ def test_an_effect_is_the_loss_of_a_prompt_made_without_the_token_less_that_of_t
 def test_the_loss_is_the_one_that_tuning_measures(llama):
     release = tuned(llama)
     rows, _ = encode_with_answers(llama, Encoder(release.predictor.prompt, llama.tokenizer), 4, ROWS)
-    assert explain(release, ROWS).loss == validation_loss(llama, release.soft_prompt, validation_batches(llama, rows, 4))
+    assert explain(release, ROWS).loss == validation_loss(
+        llama, lambda: run_prefix(llama, release.soft_prompt), validation_batches(llama, rows, 4)
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gemma"])
