@@ -49,9 +49,8 @@ def test_an_effect_is_the_loss_of_a_prompt_made_without_the_token_less_that_of_t
 def test_the_loss_is_the_one_that_tuning_measures(llama):
     release = tuned(llama)
     rows, _ = encode_with_answers(llama, Encoder(release.predictor.prompt, llama.tokenizer), 4, ROWS)
-    assert explain(release, ROWS).loss == validation_loss(
-        llama, lambda: run_prefix(llama, release.soft_prompt), validation_batches(llama, rows, 4)
-    )
+    expected = validation_loss(llama, lambda: run_prefix(llama, release.soft_prompt), validation_batches(llama, rows, 4))
+    assert explain(release, ROWS).loss == expected
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gemma"])
