@@ -16,34 +16,13 @@ from retune.inference.inputs import EncodedRow
 __all__ = ["measure"]
 
 SHARE, RATE, SPENT = "share of the matmul rate", "matmul rate", "where a training step's time goes"
-ROUNDS = 5
+ROUNDS, PROFILES = 5, 2
 CASES = (("5M", 32_000, 100), ("30M", 32_000, 100), ("125M", 32_000, 100))
 QUICK = ("5M", 4_000, 20)
 KINDS = {
     "matmul": {"mm", "addmm", "linear", "mkldnn_linear"},
     "attention": {"bmm", "baddbmm", "baddbmm_"},
-    "elementwise": set(
-        [
-            "add",
-            "add_",
-            "sub",
-            "mul",
-            "mul_",
-            "div",
-            "neg",
-            "pow",
-            "rsqrt",
-            "mean",
-            "sum",
-            "silu",
-            "silu_backward",
-            "sigmoid",
-            "fill_",
-            "zero_",
-            "exp",
-            "log",
-        ]
-    ),
+    "elementwise": {"add", "add_", "sub", "mul", "mul_", "div", "neg", "pow", "rsqrt", "mean", "sum", "silu", "silu_backward"},
     "copies": {"copy_", "cat", "clone", "index_select", "index_add_", "slice_backward", "contiguous"},
 }
 """torch's operations; the softmax is told apart by its shape."""
@@ -75,7 +54,7 @@ def _measured(size: str, vocab: int, soft: int, rounds: int) -> list[Row]:
         of_rounds(SHARE, shown, shares, "%"),
         of_rounds(RATE, f"{shown}: the matrix products alone", rates, "GF/s"),
         of_rounds(RATE, f"{shown}: the whole step", reached, "GF/s"),
-        *_spent(shown, lambda: step(rows), rounds),
+        *_spent(shown, lambda: step(rows)),
     ]
 
 
@@ -106,10 +85,10 @@ def _seconds(products: Sequence[Callable[[], torch.Tensor]]) -> float:
     return time.perf_counter() - begun
 
 
-def _spent(shown: str, step: Callable[[], object], rounds: int) -> list[Row]:
+def _spent(shown: str, step: Callable[[], object]) -> list[Row]:
     """Percent of a step's time by kind of operation, as torch.profiler sees it; the profiler itself makes small models look slower."""
     percents: dict[str, list[float]] = defaultdict(list)
-    for _ in range(rounds):
+    for _ in range(PROFILES):
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
             begun = time.perf_counter()
             step()

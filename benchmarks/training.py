@@ -25,7 +25,10 @@ from retune.inference.inputs import EncodedRow
 __all__ = ["measure", "measure_allocator"]
 
 FIGURE, RATE = "training samples/s", "training rate"
-ROUNDS = 5
+SECONDS = 60
+"""Of a case's rounds, aimed at: as many batches are taken as fit, at least one for each round."""
+MOST = 6
+"""Batches of a round."""
 POOL = 50 * 4 * B
 """Rows of which the Trainer's length grouping makes its batches: four of its groups of 50 batches."""
 ONEDNN_ERROR = 1e-6
@@ -40,8 +43,7 @@ class Case:
     vocab: int
     soft: int
     """P"""
-    batches: int
-    """Of a round: few where a batch is slow, so that all cases together fit into the time there is."""
+    rounds: int = 5
 
     def __str__(self) -> str:
         return f"{self.size}, vocabulary {self.vocab // 1000}k, P={self.soft}"
@@ -53,31 +55,30 @@ class Case:
 
 
 CASES = (
-    Case("5M", 32_000, 20, 6),
-    Case("5M", 32_000, 100, 4),
-    Case("30M", 32_000, 20, 3),
-    Case("30M", 32_000, 100, 3),
-    Case("125M", 32_000, 20, 2),
-    Case("125M", 32_000, 100, 2),
-    Case("5M", 152_000, 20, 2),
-    Case("5M", 152_000, 100, 1),
+    Case("5M", 32_000, 20),
+    Case("5M", 32_000, 100),
+    Case("30M", 32_000, 20),
+    Case("30M", 32_000, 100),
+    Case("125M", 32_000, 20),
+    Case("125M", 32_000, 100),
+    Case("5M", 152_000, 20, 3),
+    Case("5M", 152_000, 100, 3),
 )
 ALLOCATOR = CASES[1]
-QUICK = Case("5M", 4_000, 20, 1)
+QUICK = Case("5M", 4_000, 20, 2)
 
 
 def measure(quick: bool) -> list[Row]:
-    cases, rounds = ((QUICK,), 2) if quick else (CASES, ROUNDS)
-    return [row for case in cases for row in measured(case, rounds)]
+    return [row for case in ((QUICK,) if quick else CASES) for row in _measured(case)]
 
 
 def measure_allocator(quick: bool) -> list[Row]:
     """One case again in processes of its own, with glibc's allocator as it is and tuned."""
-    case, rounds = (QUICK, 1) if quick else (ALLOCATOR, 3)
+    case, batches, rounds = (QUICK, 1, 1) if quick else (ALLOCATOR, 2, 3)
     found = {}
     for name, settings in (("as it is", {}), ("tuned", TUNED)):
         say(f"allocator {name}")
-        command = [sys.executable, str(Path(__file__)), json.dumps([case.size, case.vocab, case.soft, case.batches, rounds])]
+        command = [sys.executable, str(Path(__file__)), json.dumps([case.size, case.vocab, case.soft, batches, rounds])]
         out = subprocess.run(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True).stdout
         found[name] = json.loads(out.splitlines()[-1])
     tuned, plain = found["tuned"], found["as it is"]
@@ -90,7 +91,7 @@ def measure_allocator(quick: bool) -> list[Row]:
     ]
 
 
-def measured(case: Case, rounds: int) -> list[Row]:
+def _measured(case: Case) -> list[Row]:
     say(f"training: {case}")
     free = psutil.virtual_memory().available
     if case.logits_bytes > free:
@@ -111,8 +112,7 @@ def measured(case: Case, rounds: int) -> list[Row]:
     if _has_bf16():
         small, reference = random_base(case.size, case.vocab, torch.bfloat16), random_model(case.size, case.vocab, torch.bfloat16)
         loops |= {"trainer bf16": PeftTrainer(with_peft(reference, start)), "retune bf16": retune_loop(small, start)}
-    seconds = _rounds(case, loops, rounds)
-    samples = case.batches * B
+    seconds, samples = _rounds(case, loops)
     rows = [
         ratios(FIGURE, f"{case}, fp32: PEFT + Trainer, random batches / Retune", seconds["trainer"], seconds["retune"]),
         ratios(FIGURE, f"{case}, fp32: PEFT + Trainer, grouped by length / Retune", seconds["trainer grouped"], seconds["retune grouped"]),
@@ -131,27 +131,29 @@ def measured(case: Case, rounds: int) -> list[Row]:
     return rows + missing
 
 
-def _rounds(case: Case, loops: dict[str, Loop], rounds: int) -> dict[str, list[float]]:
+def _rounds(case: Case, loops: dict[str, Loop]) -> tuple[dict[str, list[float]], int]:
     """Seconds of each loop on random batches, and under "<name> grouped" on the rows of length-grouped ones, others in each round.
 
-    Retune's own batches are random in both: it gains nothing from grouping.
+    Retune's own batches are random in both: it gains nothing from grouping. Returns the seconds, and the samples of a round.
     """
     seconds: dict[str, list[float]] = {f"{name}{kind}": [] for name in loops for kind in ("", " grouped")}
-    warm = random_rows(B, case.vocab, 0)
+    warm = random_rows(B // 4, case.vocab, 0)
     for loop in loops.values():
-        loop(warm)
+        loop(warm[:1])
+    once = 2 * 4 * sum(loop(warm) for loop in loops.values())  # a batch of each loop, random and grouped
+    batches = max(1, min(MOST, int(SECONDS / (case.rounds * once))))
     pool = _grouped(random_rows(POOL, case.vocab, 1))
-    for number in range(rounds):
+    for number in range(case.rounds):
         # The Trainer's batches of a large data set go from long rows to short ones: evenly spaced picks stand for all of them.
-        picks = [pool[int(len(pool) * (j + (number + 0.5) / rounds) / case.batches)] for j in range(case.batches)]
+        picks = [pool[int(len(pool) * (j + (number + 0.5) / case.rounds) / batches)] for j in range(batches)]
         grouped = [row for batch in picks for row in batch]
         shuffled = random.Random(number).sample(grouped, len(grouped))
-        batches = random_rows(case.batches * B, case.vocab, 2 + number)
+        fresh = random_rows(batches * B, case.vocab, 2 + number)
         for name, loop in loops.items():
-            seconds[name].append(loop(batches))
+            seconds[name].append(loop(fresh))
             seconds[f"{name} grouped"].append(loop(grouped if name.startswith("trainer") else shuffled))
         say(f"round {number + 1}: " + ", ".join(f"{name} {found[-1]:.1f} s" for name, found in seconds.items()))
-    return seconds
+    return seconds, batches * B
 
 
 def _grouped(rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
