@@ -1,89 +1,64 @@
-"""Measures what the docs claim, as ratios within one run: `make bench` writes benchmarks/results.json.
+"""Measures what the docs claim, as ratios within one run.
 
-Rows of `figure, case, value, low, high, unit`: median, least and most of the interleaved rounds.
+Rows of `figure, case, value, low, high, unit`: median, least and most of the interleaved rounds. They are written to
+benchmarks/results.json and into the table of docs/performance.md.
+
+examples:
+  python benchmarks/bench.py                               all of it, within 40 minutes on 2 cores (`make bench`)
+  python benchmarks/bench.py --only memory                 one part; its rows take the place of the old ones
+  python benchmarks/bench.py --only matmul --only memory   two
+  python benchmarks/bench.py --quick                       tiny cases, to see that everything works; writes nothing
 """
 
-import json
+import argparse
+import importlib
 import os
-import platform
-import shutil
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import warnings
+from collections.abc import Sequence
 
-import torch
-from loop import nothing_new
-from rich.console import Console
-from rich.table import Table
-
-from retune.config import load_prompt
-from retune.ledger import Ledger
-from retune.settings import Settings
-from retune.tasks.ingest import ingest
-from retune.workspace import Workspaces
-
-ROOT = Path(__file__).parents[1]
-ROUNDS = 5
+PARTS = {
+    "training": ("training", "measure", "training samples/s, PEFT + Trainer against Retune"),
+    "allocator": ("training", "measure_allocator", "the same in processes with a tuned allocator"),
+    "matmul": ("matmul_share", "measure", "share of the matmul rate, and where a step's time goes"),
+    "memory": ("memory", "measure", "peak memory of a training step"),
+    "inference": ("inference_speed", "measure", "label scores, generation, reuse of the prefix"),
+    "convergence": ("convergence", "measure", "seconds to a validation loss on an example prompt"),
+    "preprocess": ("preprocess_stage", "measure", "stage preprocess executed against restored"),
+    "loop": ("loop", "measure", "what a run costs when nothing is new"),
+}
+"""Name on the command line: module, function, what it measures. A part is imported when it is its turn."""
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of each function, in turn, after one warm-up each."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = "; ".join(f"{name}: {what}" for name, (_, _, what) in PARTS.items())
+    parser.add_argument("--only", action="append", choices=PARTS, metavar="NAME", help=f"one part, may be repeated ({parts})")
+    parser.add_argument("--quick", action="store_true", help="tiny cases and few rounds; nothing is written")
+    options = parser.parse_args(arguments)
+    # Deprecations inside peft and transformers are not this run's matter; processes of their own inherit the variable.
+    warnings.simplefilter("ignore")
+    os.environ |= {"PYTHONWARNINGS": "ignore", "KINETO_LOG_LEVEL": "99"}
+    import report
+    from rich.console import Console
+    from rich.table import Table
+    from rows import Row, say
 
-
-def ratio(figure: str, case: str, slow: list[float], fast: list[float]) -> dict[str, Any]:
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    return {"figure": figure, "case": case, "value": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "unit": "x"}
-
-
-def restored_stage() -> dict[str, Any]:
-    """Stage preprocess executed against restored, through the same call."""
-    with tempfile.TemporaryDirectory() as scratch:
-        landing = Path(scratch) / "home/landing"
-        landing.mkdir(parents=True)
-        for file in (ROOT / "examples/batches/ticket_priority/1").iterdir():
-            shutil.copy(file, landing)
-        prompts = Path(scratch) / "prompts"
-        prompts.mkdir()
-        text = (ROOT / "prompts/ticket_priority.yaml").read_text("utf-8").replace(".retune/landing/ticket_priority", str(landing))
-        (prompts / "ticket_priority.yaml").write_text(text, "utf-8")
-        os.environ |= {"RETUNE_PROJECT": str(ROOT), "RETUNE_HOME": str(Path(scratch) / "home"), "RETUNE_PROMPTS": str(prompts)}
-        quiet: Callable[[str], None] = lambda _: None  # noqa: E731
-        ingest("ticket_priority", "bench", "bench", quiet)
-        settings = Settings.load()
-        workspaces = Workspaces(settings, quiet)
-        head = Ledger(workspaces.store, "dataset").head()
-        assert head is not None  # noqa: S101 - a benchmark that ingested nothing must not go on
-        prompt = load_prompt(prompts / "ticket_priority.yaml")
-        lineage = workspaces.lineage(head.body["data"], head.n)
-        index = Path(settings.store) / "sections"
-
-        def executed() -> None:
-            shutil.rmtree(index, ignore_errors=True)
-            workspaces.run("preprocess", prompt, lineage)
-
-        seconds = interleaved({"executed": executed, "restored": lambda: workspaces.run("preprocess", prompt, lineage)}, 3)
-        return ratio("stage preprocess", "executed / restored, 338 rows", seconds["executed"], seconds["restored"])
-
-
-def main() -> None:
-    rows = [restored_stage(), *nothing_new()]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-    (ROOT / "benchmarks/results.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", "utf-8")
-    table = Table("figure", "case", "median", "least", "most", title=machine)
+    rows: list[Row] = []
+    for name in options.only or PARTS:
+        module, function, what = PARTS[name]
+        say(f"{name}: {what}")
+        rows += getattr(importlib.import_module(module), function)(options.quick)
+    results: report.Results = {"machine": report.described(), "rows": rows}
+    table = Table("figure", "case", "median", "least", "most", title=results["machine"])
     for row in rows:
-        table.add_row(row["figure"], row["case"], *(f"{row[k]:.2f} {row['unit']}" for k in ("value", "low", "high")))
+        table.add_row(row["figure"], row["case"], *report.shown(row))
     Console().print(table)
+    if options.quick:
+        return
+    before = report.read() if options.only else None
+    if before is not None and before["machine"] != results["machine"]:
+        say(f"dropped the other figures of benchmarks/results.json: they were measured on {before['machine']}")
+    report.write(report.merged(before, results))
 
 
 if __name__ == "__main__":

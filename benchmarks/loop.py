@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rows import Row, of_rounds, ratios
 
 from retune.local import start, stop
 from retune.local.airflow_api import FINISHED, Airflow
@@ -108,19 +109,11 @@ def installation() -> Iterator[Settings]:
             stop(settings)
 
 
-def ratio(case: str, many: list[float], empty: list[float]) -> dict[str, Any]:
-    ratios = [a / b for a, b in zip(many, empty, strict=True)]
-    return {
-        "figure": "nothing new",
-        "case": f"{case} ({statistics.median(many):.1f} s / {statistics.median(empty):.1f} s)",
-        "value": statistics.median(ratios),
-        "low": min(ratios),
-        "high": max(ratios),
-        "unit": "x",
-    }
+def ratio(case: str, many: list[float], empty: list[float]) -> Row:
+    return ratios("nothing new", f"{case} ({statistics.median(many):.1f} s / {statistics.median(empty):.1f} s)", many, empty)
 
 
-def against_empty(airflow: Airflow, where: str) -> list[dict[str, Any]]:
+def against_empty(airflow: Airflow, where: str, rounds: int) -> list[Row]:
     cases = {
         "empty_1": ("empty_1", {}),
         "nothing new": (f"retrain_{PROMPT}", {}),
@@ -128,7 +121,7 @@ def against_empty(airflow: Airflow, where: str) -> list[dict[str, Any]]:
         "forced": (f"retrain_{PROMPT}", {"force": True}),
     }
     found: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, (dag, conf) in cases.items():
             found[name].append(seconds(airflow, dag, conf))
     return [
@@ -177,7 +170,8 @@ def parts(url: str) -> dict[str, Any]:
     return {**spent, "reading, comparing, plotting": total - sum(spent.values()), "in all": total}
 
 
-def nothing_new() -> list[dict[str, Any]]:
+def measure(quick: bool) -> list[Row]:
+    rounds, foreign = (1, 10) if quick else (ROUNDS, FOREIGN)
     with installation() as settings:
         stack, _ = start(settings)
         airflow = connect(stack)
@@ -185,14 +179,14 @@ def nothing_new() -> list[dict[str, Any]]:
         seconds(airflow, "ingest", {})
         seconds(airflow, f"retrain_{PROMPT}", {})
         seconds(airflow, f"retrain_{PROMPT}", {"force": True})  # the second comparison is with the champion that the first made
-        rows = against_empty(airflow, "")
+        rows = against_empty(airflow, "", rounds)
         index = Path(settings.store) / "sections"
-        for number in range(FOREIGN):
+        for number in range(foreign):
             place = index / f"foreign_{number % 20}/tune/{secrets.token_hex(32)}.json"
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(json.dumps({"cmd": "x", "outs": []}))
-        rows += against_empty(airflow, f", {FOREIGN:,} foreign sections in the store")
+        rows += against_empty(airflow, f", {foreign:,} foreign sections in the store", rounds)
         split = parts(stack.mlflow_url)
     for part, spent in split.items():
-        rows.append({"figure": "forced run's tasks", "case": part, "value": spent, "low": spent, "high": spent, "unit": "s"})
+        rows.append(of_rounds("forced run's tasks", part, [spent], "s"))
     return rows

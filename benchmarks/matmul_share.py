@@ -1,0 +1,113 @@
+"""How near a training step comes to the speed of its matrix products alone, and where the rest of its time goes."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from models import B, body_parameters, random_base, random_rows, retune_loop, start_prompt
+from rows import Row, of_rounds, say
+from torch.profiler import ProfilerActivity, profile
+
+from retune.inference.base_model import BaseModel
+from retune.inference.inputs import EncodedRow
+
+__all__ = ["measure"]
+
+SHARE, RATE, SPENT = "share of the matmul rate", "matmul rate", "where a training step's time goes"
+ROUNDS, PROFILES = 5, 2
+CASES = (("5M", 32_000, 100), ("30M", 32_000, 100), ("125M", 32_000, 100))
+QUICK = ("5M", 4_000, 20)
+KINDS = {
+    "matmul": {"mm", "addmm", "linear", "mkldnn_linear"},
+    "attention": {"bmm", "baddbmm", "baddbmm_"},
+    "elementwise": {"add", "add_", "sub", "mul", "mul_", "div", "neg", "pow", "rsqrt", "mean", "sum", "silu", "silu_backward"},
+    "copies": {"copy_", "cat", "clone", "index_select", "index_add_", "slice_backward", "contiguous"},
+}
+"""torch's operations; the softmax is told apart by its shape."""
+
+
+def measure(quick: bool) -> list[Row]:
+    cases, rounds = ((QUICK,), 2) if quick else (CASES, ROUNDS)
+    return [row for case in cases for row in _measured(*case, rounds)]
+
+
+def _measured(size: str, vocab: int, soft: int, rounds: int) -> list[Row]:
+    shown = f"{size}, vocabulary {vocab // 1000}k, P={soft}, fp32"
+    say(f"share of the matmul rate: {shown}")
+    base = random_base(size, vocab)
+    step = retune_loop(base, start_prompt(size, soft))
+    shares, rates, reached = [], [], []
+    for number in range(rounds + 1):
+        rows = random_rows(B, vocab, number)
+        products = _products(base, rows, soft)
+        seconds, alone = step(rows), _seconds(products)
+        if not number:
+            continue
+        tokens, answers = sum(map(len, rows)) + soft, sum(len(row.answer) for row in rows)
+        flops = 4 * body_parameters(base) * tokens + 4 * answers * vocab * base.hidden_size
+        rates.append(flops / alone / 1e9)
+        reached.append(flops / seconds / 1e9)
+        shares.append(100 * alone / seconds)
+    return [
+        of_rounds(SHARE, shown, shares, "%"),
+        of_rounds(RATE, f"{shown}: the matrix products alone", rates, "GF/s"),
+        of_rounds(RATE, f"{shown}: the whole step", reached, "GF/s"),
+        *_spent(shown, lambda: step(rows)),
+    ]
+
+
+def _products(base: BaseModel, rows: Sequence[EncodedRow], soft: int) -> list[Callable[[], torch.Tensor]]:
+    """All products with a frozen weight that a step needs: forward and back, for the virtual tokens, the rows and the answers' logits."""
+    counts = {"rows": sum(map(len, rows)), "soft": soft}
+    found: list[Callable[[], torch.Tensor]] = []
+
+    def both_ways(weight: torch.Tensor, tokens: int) -> None:
+        outs, ins = weight.shape
+        x, gradient = torch.randn(tokens, ins), torch.randn(tokens, outs)
+        found.append(lambda: F.linear(x, weight))
+        found.append(lambda: gradient @ weight)
+
+    for module in base.model.base_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            for tokens in counts.values():
+                both_ways(module.weight, tokens)
+    both_ways(base.model.get_output_embeddings().weight, sum(len(row.answer) for row in rows))
+    return found
+
+
+@torch.no_grad()
+def _seconds(products: Sequence[Callable[[], torch.Tensor]]) -> float:
+    begun = time.perf_counter()
+    for product in products:
+        product()
+    return time.perf_counter() - begun
+
+
+def _spent(shown: str, step: Callable[[], object]) -> list[Row]:
+    """Percent of a step's time by kind of operation, as torch.profiler sees it; the profiler itself makes small models look slower."""
+    percents: dict[str, list[float]] = defaultdict(list)
+    for _ in range(PROFILES):
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+            begun = time.perf_counter()
+            step()
+            taken = (time.perf_counter() - begun) * 1e6
+        micros = dict.fromkeys((*KINDS, "loss"), 0.0)
+        for event in profiler.key_averages(group_by_input_shape=True):
+            kind = _kind(event.key.removeprefix("aten::"), event.input_shapes)
+            if kind:
+                micros[kind] += event.self_cpu_time_total
+        for kind, spent in micros.items():
+            percents[kind].append(100 * spent / taken)
+        percents["other"].append(100 - 100 * sum(micros.values()) / taken)
+    return [of_rounds(SPENT, f"{shown}: {kind}", values, "%") for kind, values in percents.items()]
+
+
+def _kind(name: str, shapes: Sequence[Sequence[int]]) -> str | None:
+    for kind, names in KINDS.items():
+        if name in names:
+            return kind
+    if "softmax" in name or "logsumexp" in name:  # attention's have three dimensions, the answers' logits two
+        return "attention" if shapes and len(shapes[0]) > 2 else "loss"
+    return "attention" if "scaled_dot_product" in name or "flash_attention" in name else None
