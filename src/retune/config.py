@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from retune.errors import ConfigError
 
 __all__ = [
+    "LEARNING_RATES",
     "TASK_METRICS",
     "Augmentation",
     "BaseModelRef",
@@ -127,15 +128,31 @@ class Preprocess(_Section):
     augmentation: Augmentation = Augmentation()
 
 
+Method = Literal["prompt_tuning", "p_tuning", "prefix_tuning", "lora", "ia3", "full", "none"]
+LEARNING_RATES: dict[str, float] = {"p_tuning": 0.003, "prefix_tuning": 0.03, "lora": 0.001, "ia3": 0.03, "full": 0.0003}
+"""Method -> its learning rate where a prompt file names none; of all others the field's default."""
+
+
 class Tune(_Section):
-    method: Literal["prompt_tuning", "none"] = "prompt_tuning"
-    """`none`: the template alone."""
+    method: Method = "prompt_tuning"
+    """What is tuned: a soft prompt (prompt_tuning, p_tuning), keys and values of every layer (prefix_tuning), small matrices (lora) or
+    vectors (ia3) beside the frozen weights, all weights (full), or nothing (none: the template alone)."""
     num_virtual_tokens: Annotated[int, Field(ge=1, le=1000)] = 20
-    """P, rows of the soft prompt."""
+    """P, rows of the soft prompt or prefix."""
     init: Literal["text", "sampled_vocabulary", "random"] = "sampled_vocabulary"
+    """Where prompt_tuning and prefix_tuning start."""
     init_text: str | None = None
     """Words whose embeddings start the soft prompt (init: text); repeated or cut to P tokens."""
+    encoder_hidden_size: Annotated[int | None, Field(ge=1)] = None
+    """Width of p_tuning's network; None: the base model's."""
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Rank of each of lora's matrices."""
+    lora_alpha: Annotated[int, Field(ge=1)] = 16
+    """lora's matrices count alpha / rank times."""
+    target_modules: Annotated[tuple[str, ...] | None, Field(min_length=1)] = None
+    """Names of the linear layers that lora and ia3 change, such as q_proj; None: PEFT's choice for the base model's type."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.03
+    """Left out: that of the method (see LEARNING_RATES). Overriding the method alone changes it too."""
     epochs: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Rows per optimizer step."""
@@ -151,10 +168,19 @@ class Tune(_Section):
     """Of the frozen model while it tunes; bf16 is faster and rounds: measured, the loss is off by .006 and the gradient by 6 %."""
     seed: Annotated[int, Field(ge=0)] = 13
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_method(cls, raw: Any) -> Any:
+        """Writes the method's own learning rate into a section that names none."""
+        rate = LEARNING_RATES.get(str(raw.get("method"))) if isinstance(raw, dict) else None
+        return raw if rate is None or "learning_rate" in raw else {**raw, "learning_rate": rate}
+
     @model_validator(mode="after")
-    def _text(self) -> Self:
+    def _fits_method(self) -> Self:
         if self.method != "none" and self.init == "text" and not self.init_text:
             raise ValueError("init: text needs init_text, the words that the soft prompt starts from")
+        if self.method == "full" and self.precision != "fp32":
+            raise ValueError(f"precision must be fp32 for method: full, whose steps are too small for {self.precision} weights")
         return self
 
 
@@ -342,7 +368,8 @@ def load_prompts(folder: Path) -> dict[str, Prompt]:
 
 
 def override(prompt: Prompt, overrides: Mapping[str, Any]) -> Prompt:
-    """The prompt with dotted fields replaced, such as `{"tune.learning_rate": 0.01}`, validated anew.
+    """The prompt with dotted fields replaced, such as `{"tune.learning_rate": 0.01}`, validated anew. Another tune.method brings its own
+    learning rate, unless one is named too.
 
     Raises ConfigError naming the unknown field or the wrong value.
     """
@@ -355,4 +382,6 @@ def override(prompt: Prompt, overrides: Mapping[str, Any]) -> Prompt:
         if not isinstance(place, dict) or field not in place:
             raise ConfigError(f"{prompt.name}: no field {key!r} to override; dotted names such as tune.learning_rate are known")
         place[field] = value
+    if overrides.get("tune.method", prompt.tune.method) != prompt.tune.method and "tune.learning_rate" not in overrides:
+        del raw["tune"]["learning_rate"]
     return _build(raw, f"prompt {prompt.name} with overrides {dict(overrides)}")

@@ -134,7 +134,7 @@ def explain(tuned: Tuned, rows: Rows) -> Explanation:
 
 def _loss(base: BaseModel, soft_prompt: torch.Tensor | None, batches: Sequence[Packed]) -> float:
     """Mean over all answer tokens, nats."""
-    return validation_loss(base, lambda: run_prefix(base, soft_prompt), batches)
+    return validation_loss(base, lambda: None if soft_prompt is None else run_prefix(base, soft_prompt), batches)
 
 
 def _without(soft_prompt: torch.Tensor, number: int) -> torch.Tensor | None:

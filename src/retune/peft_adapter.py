@@ -18,8 +18,8 @@ EXPECTED = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_transfo
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def read_adapter(folder: Path, base: BaseModel) -> torch.Tensor:
-    """The soft prompt [P, H] of the folder that PEFT's `save_pretrained` wrote, fp32 on the base model's device.
+def read_adapter(folder: Path, base: BaseModel) -> dict[str, torch.Tensor]:
+    """The soft prompt, `prompt_embeddings` [P, H], of the folder that PEFT's `save_pretrained` wrote, fp32 on the base model's device.
 
     An adapter names its base model, but holds no hash of it: that the model is the right one is the caller's word. Retune's own releases
     hold an adapter of this kind (`adapter/`), with hashes: `retune.inference.release.read_release` reads those.
@@ -50,7 +50,7 @@ def read_adapter(folder: Path, base: BaseModel) -> torch.Tensor:
         )
     if not bool(torch.isfinite(tensor).all()):
         raise BadInputError(f"{path}: {TENSOR} holds values that are not finite; tune it again at a lower learning rate")
-    return tensor.to(base.device, torch.float32)
+    return {TENSOR: tensor.to(base.device, torch.float32)}
 
 
 def _config(path: Path) -> dict[str, object]:

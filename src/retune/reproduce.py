@@ -27,15 +27,7 @@ from retune.inference.release import Release, read_release
 from retune.recorded import Recorded
 from retune.records import Lineage
 from retune.settings import Settings
-from retune.tolerance import (
-    TOLERANCE,
-    Differences,
-    curve_difference,
-    other_machine,
-    other_versions,
-    soft_prompt_difference,
-    within,
-)
+from retune.tolerance import TOLERANCE, Differences, curve_difference, other_machine, other_versions, tensor_difference, within
 from retune.workspace import Workspaces
 
 __all__ = ["FileHashes", "Reproduction", "reproduce"]
@@ -201,7 +193,7 @@ def _differences(old: Release, new: Release) -> Differences:
     splits = [f"dataset/{split}.parquet" for split in ("train", "validation", "test")]
     unequal = [not pd.read_parquet(before / split).equals(pd.read_parquet(after / split)) for split in splits]
     curves = curve_difference(pd.read_csv(before / "curve.csv"), pd.read_csv(after / "curve.csv"))
-    return {"splits_with_other_rows": float(sum(unequal)), **soft_prompt_difference(old.soft_prompt, new.soft_prompt), **curves}
+    return {"splits_with_other_rows": float(sum(unequal)), **tensor_difference(old.tensors, new.tensors), **curves}
 
 
 def _installed(package: str) -> str | None:

@@ -7,29 +7,29 @@ from typing import Any
 import pandas as pd
 import torch
 
-__all__ = ["TOLERANCE", "Differences", "curve_difference", "other_machine", "other_versions", "soft_prompt_difference", "within"]
+__all__ = ["TOLERANCE", "Differences", "curve_difference", "other_machine", "other_versions", "tensor_difference", "within"]
 
 TOLERANCE = 0.01
-"""Largest difference that an unlike machine may make: of the soft prompt relative to its largest value, of a loss in nats."""
+"""Largest difference that an unlike machine may make: of a tuned tensor relative to its largest value, of a loss in nats."""
 Differences = dict[str, float | None]
 """Name -> largest difference; None where the two cannot be compared."""
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
 def within(differences: Differences) -> bool:
-    """Whether an unlike machine explains the differences: the same rows, and soft prompt and losses within TOLERANCE."""
-    rows, soft_prompt, loss = (differences[name] for name in ("splits_with_other_rows", "soft_prompt_relative", "curve_loss"))
-    return rows == 0 and soft_prompt is not None and soft_prompt <= TOLERANCE and loss is not None and loss <= TOLERANCE
+    """Whether an unlike machine explains the differences: the same rows, and what was tuned and losses within TOLERANCE."""
+    rows, tuned, loss = (differences[name] for name in ("splits_with_other_rows", "tuned_relative", "curve_loss"))
+    return rows == 0 and tuned is not None and tuned <= TOLERANCE and loss is not None and loss <= TOLERANCE
 
 
-def soft_prompt_difference(recorded: torch.Tensor | None, made: torch.Tensor | None) -> Differences:
-    """Largest absolute difference, and the same relative to the recorded prompt's largest value. Each [P, H], or None for method none."""
-    if recorded is None and made is None:
-        return {"soft_prompt_absolute": 0.0, "soft_prompt_relative": 0.0}
-    if recorded is None or made is None or recorded.shape != made.shape:
-        return {"soft_prompt_absolute": None, "soft_prompt_relative": None}
-    absolute = float((recorded - made).abs().max())
-    return {"soft_prompt_absolute": absolute, "soft_prompt_relative": absolute / float(recorded.abs().max())}
+def tensor_difference(recorded: Mapping[str, torch.Tensor], made: Mapping[str, torch.Tensor]) -> Differences:
+    """Largest absolute difference of what was tuned, and the same relative to the largest recorded value. Each by name."""
+    if not recorded and not made:
+        return {"tuned_absolute": 0.0, "tuned_relative": 0.0}
+    if {name: x.shape for name, x in recorded.items()} != {name: x.shape for name, x in made.items()}:
+        return {"tuned_absolute": None, "tuned_relative": None}
+    absolute = max(float((x - made[name]).abs().max()) for name, x in recorded.items())
+    return {"tuned_absolute": absolute, "tuned_relative": absolute / max(float(x.abs().max()) for x in recorded.values())}
 
 
 def curve_difference(recorded: pd.DataFrame, made: pd.DataFrame) -> Differences:

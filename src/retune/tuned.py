@@ -1,4 +1,4 @@
-"""A tuned release as the ledger recorded it, verified and on its base model; what `retune explain` and `retune export` start from."""
+"""A release's soft prompt as the ledger recorded it, verified and on its base model; where `retune explain` and `retune export` start."""
 
 import tempfile
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 
 from retune.config import load_prompt
 from retune.errors import BadInputError
+from retune.inference.adapters import soft_prompt
 from retune.inference.base_model import open_base_model
 from retune.inference.predictor import Predictor
 from retune.inference.release import read_release
@@ -28,7 +29,7 @@ class Tuned:
 def open_tuned(workspaces: Workspaces, prompt: str, beginning: str | None = None) -> Tuned:
     """The release of a prompt whose id begins so; None: its champion.
 
-    Raises ConfigError for no such prompt, BadInputError for no such release, one that nothing was tuned for, or no base model,
+    Raises ConfigError for no such prompt, BadInputError for no such release, one without a soft prompt, or no base model,
     IntegrityError if the release or the base model is not the recorded one.
     """
     settings = workspaces.settings
@@ -37,11 +38,13 @@ def open_tuned(workspaces: Workspaces, prompt: str, beginning: str | None = None
     with tempfile.TemporaryDirectory(prefix="retune-release-") as scratch:
         folder = workspaces.fetch(recorded.lineage, f"artifacts/{prompt}/release", Path(scratch) / "release")
         release = read_release(folder, recorded.release)
-    if release.soft_prompt is None:
+    soft = soft_prompt(release.prompt.tune, release.tensors)
+    if soft is None:
+        method = release.prompt.tune.method
+        what = "the template alone: nothing was tuned" if method == "none" else "which tunes no soft prompt"
         raise BadInputError(
-            f"release {release.id[:12]} of {prompt} has tune.method: none, the template alone: nothing was tuned; name a tuned release "
-            f"with --release, see `retune releases {prompt}`"
+            f"release {release.id[:12]} of {prompt} has tune.method: {method}, {what}; name a release with a soft prompt with --release, "
+            f"see `retune releases {prompt}`"
         )
     base = open_base_model(release.prompt.base_model, settings.project, settings.base_models)
-    predictor = Predictor.of(release, base)
-    return Tuned(recorded, predictor, release.soft_prompt.to(base.device))
+    return Tuned(recorded, Predictor.of(release, base), soft.to(base.device))

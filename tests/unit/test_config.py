@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from retune.config import RELEASED, TASK_METRICS, load_prompt, load_prompts, override
+from retune.config import LEARNING_RATES, RELEASED, TASK_METRICS, Tune, load_prompt, load_prompts, override
 from retune.errors import ConfigError
 from retune.evaluation.metrics import task_metrics
 
@@ -99,3 +99,20 @@ def test_a_policy_without_a_metric_has_its_task_s(tmp_path: Path) -> None:
     assert (prompt.promote.metric, prompt.promote.min_gain) == ("rougeL", 0.01)
     assert prompt.released().promote.metric == "rougeL"
     assert load_prompt(write(tmp_path, {"promote": {}})).promote.metric == "macro_f1"
+
+
+def test_each_method_has_its_own_learning_rate_unless_one_is_named(tmp_path: Path) -> None:
+    prompt = load_prompt(write(tmp_path, {"tune": {"method": "lora"}}))
+    assert prompt.tune.learning_rate == LEARNING_RATES["lora"]
+    assert override(prompt, {"tune.method": "full"}).tune.learning_rate == LEARNING_RATES["full"]
+    assert override(prompt, {"tune.method": "prompt_tuning"}).tune == Tune()
+    assert override(prompt, {"tune.method": "full", "tune.learning_rate": 0.5}).tune.learning_rate == 0.5
+    kept = override(prompt, {"tune.learning_rate": 0.5})
+    assert override(kept, {"tune.method": "lora", "tune.epochs": 1}).tune.learning_rate == 0.5
+
+
+def test_an_unknown_method_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tune\.method: .*'prompt_tuning', .*'lora'.* got 'lorra'"):
+        load_prompt(write(tmp_path, {"tune": {"method": "lorra"}}))
+    with pytest.raises(ConfigError, match="precision must be fp32 for method: full"):
+        load_prompt(write(tmp_path, {"tune": {"method": "full", "precision": "bf16"}}))

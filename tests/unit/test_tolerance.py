@@ -4,21 +4,23 @@ import pandas as pd
 import pytest
 import torch
 
-from retune.tolerance import curve_difference, other_machine, other_versions, soft_prompt_difference, within
+from retune.tolerance import curve_difference, other_machine, other_versions, tensor_difference, within
 
-FINE = {"splits_with_other_rows": 0.0, "soft_prompt_absolute": 9.0, "soft_prompt_relative": 0.01, "curve_loss": 0.01}
+FINE = {"splits_with_other_rows": 0.0, "tuned_absolute": 9.0, "tuned_relative": 0.01, "curve_loss": 0.01}
 
 
-def test_soft_prompts_differ_by_their_furthest_value() -> None:
+def test_tensors_differ_by_their_furthest_value() -> None:
     recorded, made = torch.tensor([[1.0, -4.0], [2.0, 0.0]]), torch.tensor([[1.0, -4.5], [2.25, 0.0]])
-    assert soft_prompt_difference(recorded, made) == {"soft_prompt_absolute": 0.5, "soft_prompt_relative": 0.125}
+    same = torch.ones(1)
+    found = tensor_difference({"a": recorded, "b": same}, {"a": made, "b": same})
+    assert found == {"tuned_absolute": 0.5, "tuned_relative": 0.125}
 
 
-def test_soft_prompts_of_another_shape_cannot_be_compared() -> None:
-    nothing = {"soft_prompt_absolute": None, "soft_prompt_relative": None}
-    assert soft_prompt_difference(torch.ones(2, 3), torch.ones(1, 3)) == nothing
-    assert soft_prompt_difference(torch.ones(2, 3), None) == nothing
-    assert soft_prompt_difference(None, None) == {"soft_prompt_absolute": 0.0, "soft_prompt_relative": 0.0}
+def test_tensors_of_another_shape_cannot_be_compared() -> None:
+    nothing = {"tuned_absolute": None, "tuned_relative": None}
+    assert tensor_difference({"a": torch.ones(2, 3)}, {"a": torch.ones(1, 3)}) == nothing
+    assert tensor_difference({"a": torch.ones(2, 3)}, {}) == nothing
+    assert tensor_difference({}, {}) == {"tuned_absolute": 0.0, "tuned_relative": 0.0}
 
 
 def test_curves_differ_by_their_furthest_loss() -> None:
@@ -34,10 +36,10 @@ def test_a_curve_without_training_has_one_loss() -> None:
 
 @pytest.mark.parametrize(
     "worse",
-    [{}, {"splits_with_other_rows": 1.0}, {"soft_prompt_relative": 0.011}, {"curve_loss": 0.011}, {"soft_prompt_relative": None}],
+    [{}, {"splits_with_other_rows": 1.0}, {"tuned_relative": 0.011}, {"curve_loss": 0.011}, {"tuned_relative": None}],
     ids=str,
 )
-def test_the_tolerance_holds_for_rows_soft_prompt_and_losses(worse: dict[str, float | None]) -> None:
+def test_the_tolerance_holds_for_rows_tensors_and_losses(worse: dict[str, float | None]) -> None:
     assert within({**FINE, **worse}) is (not worse)
 
 

@@ -37,13 +37,14 @@ class Pass(Protocol):
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the soft prompt leaves behind in the model."""
+    """What the soft prompt leaves behind in the model, or what was tuned in its place (prefix tuning)."""
 
     keys: tuple[torch.Tensor, ...]
     """Per layer [G, P, D]."""
     values: tuple[torch.Tensor, ...]
-    last: torch.Tensor
-    """Hidden state of the last virtual token, [hidden size]: it predicts the first token of a row without a prompt."""
+    last: torch.Tensor | None
+    """Hidden state of the last virtual token, [hidden size]: it predicts the first token of a row without a prompt. None where keys and
+    values were given and no token was read."""
 
     @property
     def size(self) -> int:

@@ -9,12 +9,13 @@ import pandas as pd
 import torch
 
 from retune.config import Prompt
-from retune.errors import ConfigError, IntegrityError
+from retune.errors import BadInputError, ConfigError, IntegrityError
+from retune.inference.adapters import soft_prompt, tuned_model
 from retune.inference.base_model import BaseModel, open_base_model
 from retune.inference.encoding import Encoder, Rows
 from retune.inference.inputs import EncodedRow, LabelTree, check_length, encode_with_answers, pack, sorted_batches
 from retune.inference.release import Release, read_release
-from retune.inference.scoring import generate_batch, generate_steps, row_losses, run_prefix, score_batch
+from retune.inference.scoring import generate_batch, generate_steps, row_losses, score_batch
 
 __all__ = ["PREDICTION", "Predictor", "probability_column"]
 
@@ -31,15 +32,17 @@ def probability_column(label: str) -> str:
 class Predictor:
     """One prompt on one base model. Holds no state between calls; calls from several threads do not disturb each other."""
 
-    def __init__(self, base: BaseModel, prompt: Prompt, soft_prompt: torch.Tensor | None) -> None:
-        """soft_prompt: [P, H]; None: the template alone. Raises ConfigError for labels that cannot be told apart."""
-        if soft_prompt is not None and (soft_prompt.ndim != 2 or soft_prompt.shape[1] != base.hidden_size):
-            raise ConfigError(f"the soft prompt must be [P, {base.hidden_size}] for this base model, got {list(soft_prompt.shape)}")
-        self.base = base
+    def __init__(self, base: BaseModel, prompt: Prompt, tensors: Mapping[str, torch.Tensor]) -> None:
+        """tensors: what was tuned, as in a release; empty: the template alone. `base` stays as it is.
+
+        Raises ConfigError for labels that cannot be told apart, BadInputError for a tensor that does not fit the base model.
+        """
+        self.base, self._prefix = tuned_model(base, prompt.tune, tensors)
         self.prompt = prompt
-        self.soft_prompt = None if soft_prompt is None else soft_prompt.detach().to(base.device)
-        with torch.no_grad():
-            self._prefix = run_prefix(base, self.soft_prompt)
+        soft = soft_prompt(prompt.tune, tensors)
+        self.soft_prompt = None if soft is None else soft.detach().to(base.device)
+        """[P, H]; None where something else was tuned, or nothing."""
+        self._on_base = soft is not None or not tensors
         self._encoder = Encoder(prompt, base.tokenizer)
         self._labels = self._encoder.labels() if prompt.task == "classification" else []
 
@@ -63,12 +66,10 @@ class Predictor:
         ):
             if recorded != found:
                 raise IntegrityError(f"release {release.id} was made with the {name} {recorded}, but this one has {found}")
-        if release.soft_prompt is not None and release.soft_prompt.shape[1] != base.hidden_size:
-            raise IntegrityError(
-                f"release {release.id}: prompt_embeddings must have the base model's hidden size {base.hidden_size}, "
-                f"got {release.soft_prompt.shape[1]}"
-            )
-        return cls(base, release.prompt, release.soft_prompt)
+        try:
+            return cls(base, release.prompt, release.tensors)
+        except BadInputError as error:
+            raise IntegrityError(f"release {release.id}: {error}") from None
 
     def predict(self, rows: Rows) -> pd.DataFrame:
         """One output row per input row, in the same order (a DataFrame's index is kept).
@@ -156,8 +157,11 @@ class Predictor:
         """What the model reads for a row, [P + T, H] on the CPU: the soft prompt, then the T tokens of the rendered template, embedded.
 
         It is the whole prompt for whatever else runs the base model on embeddings (transformers' `inputs_embeds`, vLLM's
-        `prompt_embeds`): such a model then answers as this one does. Raises BadInputError as `predict` does.
+        `prompt_embeds`): such a model then answers as this one does. Raises BadInputError as `predict` does, and for a method that tunes
+        more than a soft prompt.
         """
+        if not self._on_base:
+            raise BadInputError(f"{self.prompt.name}: tune.method {self.prompt.tune.method} changes more than what the model reads")
         (encoded,) = self._encode([row], self.answer_tokens)
         tokens = self.base.embed(torch.tensor(encoded.prompt, dtype=torch.long, device=self.base.device))
         return (tokens if self.soft_prompt is None else torch.cat([self.soft_prompt.to(self.base.dtype), tokens])).cpu()
@@ -169,7 +173,7 @@ class Predictor:
 
     @property
     def _soft_tokens(self) -> int:
-        return 0 if self.soft_prompt is None else int(self.soft_prompt.shape[0])
+        return 0 if self._prefix is None else self._prefix.size
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self.base.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -3,9 +3,10 @@
     manifest.json                        canonical JSON; its sha256 is the release's id
     prompt.yaml                          the resolved prompt, every default written out
     adapter/adapter_config.json          PEFT's format (0.21.2): `PeftModel.from_pretrained(base, folder / "adapter")` loads it
-    adapter/adapter_model.safetensors    `prompt_embeddings` [P, H], fp32
+    adapter/adapter_model.safetensors    what was tuned, fp32; of a soft prompt `prompt_embeddings` [P, H]
+    model/model.safetensors              method full, in place of the adapter: the base model's weights that changed, fp32
 
-Method none has no adapter. No file holds a time, a host or an absolute path.
+Method none has neither. No file holds a time, a host or an absolute path.
 """
 
 import hashlib
@@ -24,8 +25,9 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from retune.config import BaseModelRef, Prompt, canonical_json
+from retune.config import Prompt, Tune, canonical_json
 from retune.errors import BadInputError, IntegrityError
+from retune.inference.adapters import EMBEDDINGS, MODULE, key_value_heads, tuned_model
 from retune.inference.base_model import BaseModel
 
 __all__ = ["FORMAT_VERSION", "Release", "read_release", "write_release"]
@@ -35,7 +37,10 @@ PEFT_VERSION = "0.21.2"
 """Version of PEFT whose adapter format is written. PEFT is not imported: a release is made and served without it."""
 MANIFEST, PROMPT = "manifest.json", "prompt.yaml"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
-TENSOR = "prompt_embeddings"
+WEIGHTS = "model/model.safetensors"
+
+Shapes = dict[str, list[int | None]]
+"""Tensor name -> shape; None: a side that only the base model knows."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,8 @@ class Release:
     """sha256 of the manifest's bytes."""
     folder: Path
     prompt: Prompt
-    soft_prompt: torch.Tensor | None
-    """[P, H], fp32; None for method none."""
+    tensors: dict[str, torch.Tensor]
+    """What was tuned, by its name in the file, fp32; empty for method none."""
     base_sha256: str
     tokenizer_sha256: str
     inputs: dict[str, str]
@@ -53,19 +58,27 @@ class Release:
     manifest: dict[str, Any]
 
 
-def write_release(folder: Path, prompt: Prompt, soft_prompt: torch.Tensor | None, base: BaseModel, inputs: Mapping[str, str]) -> str:
+def write_release(folder: Path, prompt: Prompt, tensors: Mapping[str, torch.Tensor], base: BaseModel, inputs: Mapping[str, str]) -> str:
     """Writes a release and returns its id. The folder appears whole or not at all.
 
-    folder: must not exist, or hold this very release. soft_prompt: [P, H]; None for method none. inputs: name -> hash.
+    folder: must not exist, or hold this very release. tensors: what was tuned; empty for method none. inputs: name -> hash.
 
-    Raises BadInputError if the soft prompt does not fit the prompt file or the base model, or the folder holds something else.
+    Raises BadInputError if the tensors do not fit the prompt file or the base model, or the folder holds something else.
     """
-    _check_soft_prompt(prompt, soft_prompt, base)
+    if prompt.base_model.sha256 not in (None, base.sha256):
+        raise BadInputError(
+            f"{prompt.name}: base_model.sha256 must be that of the model used, {base.sha256}, got {prompt.base_model.sha256}"
+        )
     files = {PROMPT: _prompt_yaml(prompt)}
-    if soft_prompt is not None:
-        files[ADAPTER_CONFIG] = _adapter_config(prompt.base_model, soft_prompt, base)
-        tensor = soft_prompt.detach().to("cpu", torch.float32).contiguous()
-        files[ADAPTER_WEIGHTS] = save({TENSOR: tensor}, metadata={"format": "pt"})
+    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    config = None if prompt.tune.method in ("none", "full") else _adapter_config(prompt, tensors, base)
+    if wrong := _wrong(prompt.tune, config, tensors):
+        raise BadInputError(f"{prompt.name}: tune.method {prompt.tune.method}: {wrong}")
+    tuned_model(base, prompt.tune, tensors)
+    if config is not None:
+        files[ADAPTER_CONFIG] = json.dumps(config, indent=2, sort_keys=True).encode()
+    if prompt.tune.method != "none":
+        files[_weights_file(prompt.tune)] = save(dict(tensors), metadata={"format": "pt"})
     manifest = {
         "format_version": FORMAT_VERSION,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
@@ -96,7 +109,7 @@ def write_release(folder: Path, prompt: Prompt, soft_prompt: torch.Tensor | None
 
 
 def read_release(folder: Path, release_id: str | None = None) -> Release:
-    """Reads a release and verifies every byte of it: manifest, file list, hashes, prompt, tensor.
+    """Reads a release and verifies every byte of it: manifest, file list, hashes, prompt, tensors.
 
     release_id: the id that it must have; None: any.
 
@@ -111,7 +124,9 @@ def read_release(folder: Path, release_id: str | None = None) -> Release:
     manifest = _read_manifest(folder, raw)
     contents = _read_files(folder, manifest["files"])
     prompt = _read_prompt(folder, contents[PROMPT])
-    expected = {PROMPT} if prompt.tune.method == "none" else {PROMPT, ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+    expected = {PROMPT}
+    if prompt.tune.method != "none":
+        expected |= {WEIGHTS} if prompt.tune.method == "full" else {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
     if set(contents) != expected:
         raise IntegrityError(f"{folder}: method {prompt.tune.method} must have the files {sorted(expected)}, got {sorted(contents)}")
     recorded = manifest["base_model"]
@@ -119,24 +134,8 @@ def read_release(folder: Path, release_id: str | None = None) -> Release:
         key: value for key, value in recorded.items() if key not in ("sha256", "tokenizer_sha256")
     } or prompt.base_model.sha256 not in (None, recorded["sha256"]):
         raise IntegrityError(f"{folder}: {MANIFEST} and {PROMPT} name different base models")
-    soft_prompt = _read_tensor(folder, prompt, contents) if ADAPTER_WEIGHTS in contents else None
-    return Release(found, folder, prompt, soft_prompt, recorded["sha256"], recorded["tokenizer_sha256"], dict(manifest["inputs"]), manifest)
-
-
-def _check_soft_prompt(prompt: Prompt, soft_prompt: torch.Tensor | None, base: BaseModel) -> None:
-    if prompt.base_model.sha256 not in (None, base.sha256):
-        raise BadInputError(
-            f"{prompt.name}: base_model.sha256 must be that of the model used, {base.sha256}, got {prompt.base_model.sha256}"
-        )
-    if (prompt.tune.method == "none") != (soft_prompt is None):
-        raise BadInputError(f"{prompt.name}: tune.method {prompt.tune.method} with {'no' if soft_prompt is None else 'a'} soft prompt")
-    if soft_prompt is None:
-        return
-    expected = [prompt.tune.num_virtual_tokens, base.hidden_size]
-    if list(soft_prompt.shape) != expected:
-        raise BadInputError(f"{prompt.name}: the soft prompt must be [P, H] = {expected}, got {list(soft_prompt.shape)}")
-    if not bool(torch.isfinite(soft_prompt).all()):
-        raise BadInputError(f"{prompt.name}: the soft prompt holds values that are not finite; lower tune.learning_rate")
+    tensors = {} if prompt.tune.method == "none" else _read_tensors(folder, prompt.tune, contents)
+    return Release(found, folder, prompt, tensors, recorded["sha256"], recorded["tokenizer_sha256"], dict(manifest["inputs"]), manifest)
 
 
 def _prompt_yaml(prompt: Prompt) -> bytes:
@@ -144,33 +143,84 @@ def _prompt_yaml(prompt: Prompt) -> bytes:
     return yaml.safe_dump(prompt.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000).encode()
 
 
-def _adapter_config(ref: BaseModelRef, soft_prompt: torch.Tensor, base: BaseModel) -> bytes:
-    """What PEFT 0.21.2 saves for a PromptTuningConfig (a test compares the bytes)."""
-    config = base.model.config
-    return json.dumps(
-        {
-            "auto_mapping": None,
-            "base_model_name_or_path": ref.hub or ref.path,
-            "inference_mode": True,
-            "modules_to_save": None,
-            "num_attention_heads": config.num_attention_heads,
-            "num_layers": config.num_hidden_layers,
-            "num_transformer_submodules": 1,
-            "num_virtual_tokens": soft_prompt.shape[0],
-            "peft_type": "PROMPT_TUNING",
-            "peft_version": PEFT_VERSION,
-            # How it started is in prompt.yaml. TEXT here would make PEFT look for a tokenizer when it loads the tensor.
-            "prompt_tuning_init": "RANDOM",
-            "prompt_tuning_init_text": None,
-            "revision": ref.revision,
-            "task_type": "CAUSAL_LM",
-            "token_dim": soft_prompt.shape[1],
-            "tokenizer_kwargs": None,
-            "tokenizer_name_or_path": None,
-        },
-        indent=2,
-        sort_keys=True,
-    ).encode()
+def _weights_file(tune: Tune) -> str:
+    return WEIGHTS if tune.method == "full" else ADAPTER_WEIGHTS
+
+
+def _declared(tune: Tune) -> dict[str, Any]:
+    """What an adapter's configuration must say because the prompt file does. p_tuning's network ends in a soft prompt like any other."""
+    if tune.method == "lora":
+        return {"peft_type": "LORA", "r": tune.lora_rank, "lora_alpha": tune.lora_alpha}
+    if tune.method == "ia3":
+        return {"peft_type": "IA3"}
+    kind = "PREFIX_TUNING" if tune.method == "prefix_tuning" else "PROMPT_TUNING"
+    return {"peft_type": kind, "num_virtual_tokens": tune.num_virtual_tokens}
+
+
+def _adapter_config(prompt: Prompt, tensors: Mapping[str, torch.Tensor], base: BaseModel) -> dict[str, Any]:
+    """What PEFT 0.21.2 needs to load the tensors; for a soft prompt all that it saves (a test compares the bytes)."""
+    config, tune = base.model.config, prompt.tune
+    common = {
+        "auto_mapping": None,
+        "base_model_name_or_path": prompt.base_model.hub or prompt.base_model.path,
+        "inference_mode": True,
+        "peft_version": PEFT_VERSION,
+        "revision": prompt.base_model.revision,
+        "task_type": "CAUSAL_LM",
+        **_declared(tune),
+    }
+    if tune.method in ("lora", "ia3"):
+        layers = {name: name.removeprefix(MODULE).rsplit(".lora_" if tune.method == "lora" else ".ia3_l", 1)[0] for name in tensors}
+        more = {"fan_in_fan_out": config.model_type == "gpt2", "target_modules": sorted(set(layers.values()))}
+        if tune.method == "ia3":
+            more["feedforward_modules"] = sorted(layers[name] for name, tensor in tensors.items() if tensor.shape[0] == 1)
+        return common | more
+    common |= {"modules_to_save": None, "num_layers": config.num_hidden_layers, "num_transformer_submodules": 1}
+    if tune.method == "prefix_tuning":
+        groups, size = key_value_heads(base)
+        width = groups * size
+        return common | {"num_attention_heads": groups, "token_dim": width, "encoder_hidden_size": width, "prefix_projection": False}
+    return common | {
+        "num_attention_heads": config.num_attention_heads,
+        # How it started is in prompt.yaml. TEXT here would make PEFT look for a tokenizer when it loads the tensor.
+        "prompt_tuning_init": "RANDOM",
+        "prompt_tuning_init_text": None,
+        "token_dim": base.hidden_size,
+        "tokenizer_kwargs": None,
+        "tokenizer_name_or_path": None,
+    }
+
+
+def _shapes(config: Mapping[str, Any]) -> Shapes:
+    """What an adapter with this configuration holds. Raises KeyError or TypeError for one that says too little."""
+    if config["peft_type"] == "LORA":
+        a: Shapes = {f"{MODULE}{layer}.lora_A.weight": [config["r"], None] for layer in config["target_modules"]}
+        return a | {f"{MODULE}{layer}.lora_B.weight": [None, config["r"]] for layer in config["target_modules"]}
+    if config["peft_type"] == "IA3":
+        inner = set(config["feedforward_modules"])
+        return {f"{MODULE}{layer}.ia3_l": [1, None] if layer in inner else [None, 1] for layer in config["target_modules"]}
+    width = config["token_dim"] * (2 * config["num_layers"] if config["peft_type"] == "PREFIX_TUNING" else 1)
+    return {EMBEDDINGS: [config["num_virtual_tokens"], width]}
+
+
+def _wrong(tune: Tune, config: Mapping[str, Any] | None, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """What is wrong with the tensors of a release, if anything. config: the adapter's; None for a method without an adapter."""
+    if config is not None:
+        shapes = _shapes(config)
+        if set(tensors) != set(shapes) or not shapes:
+            return f"must hold {', '.join(sorted(shapes)) or 'tensors'} alone, got {sorted(tensors)}"
+        for name, shape in shapes.items():
+            found = list(tensors[name].shape)
+            if len(found) != len(shape) or any(want not in (None, got) for want, got in zip(shape, found, strict=True)):
+                return f"{name} must be {shape}, got {found}"
+    elif tune.method == "none" and tensors:
+        return f"must hold no tensor, got {sorted(tensors)}"
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            return f"{name} must be of torch.float32, got {list(tensor.shape)} of {tensor.dtype}"
+        if not bool(torch.isfinite(tensor).all()):
+            return f"{name} holds values that are not finite; lower tune.learning_rate"
+    return None
 
 
 def _existing(folder: Path, release_id: str) -> str:
@@ -228,27 +278,23 @@ def _read_prompt(folder: Path, raw: bytes) -> Prompt:
         raise IntegrityError(f"{folder / PROMPT} is not a resolved prompt: {error}") from None
 
 
-def _read_tensor(folder: Path, prompt: Prompt, contents: Mapping[str, bytes]) -> torch.Tensor:
-    """Returns [P, H], fp32, finite."""
+def _read_tensors(folder: Path, tune: Tune, contents: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+    """fp32, finite, and of the names and shapes that the prompt file and the adapter's configuration ask for."""
+    file = folder / _weights_file(tune)
+    config = None
     try:
-        config = json.loads(contents[ADAPTER_CONFIG])
-        tensors = load(contents[ADAPTER_WEIGHTS])
-        declared = [config["num_virtual_tokens"], config["token_dim"]]
-        kind = config["peft_type"]
+        if tune.method != "full":
+            config = json.loads(contents[ADAPTER_CONFIG])
+            for name, value in _declared(tune).items():
+                if config[name] != value:
+                    raise IntegrityError(f"{folder / ADAPTER_CONFIG}: {name} must be {value} for method {tune.method}, got {config[name]}")
+        tensors: dict[str, torch.Tensor] = load(contents[_weights_file(tune)])
+        wrong = _wrong(tune, config, tensors)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise IntegrityError(f"{folder / 'adapter'} is not a PEFT prompt-tuning adapter: {error!r}") from None
-    if kind != "PROMPT_TUNING" or declared[0] != prompt.tune.num_virtual_tokens:
-        raise IntegrityError(
-            f"{folder / ADAPTER_CONFIG}: must be PROMPT_TUNING, {prompt.tune.num_virtual_tokens} tokens, got {kind}, {declared[0]}"
-        )
-    if set(tensors) != {TENSOR}:
-        raise IntegrityError(f"{folder / ADAPTER_WEIGHTS}: must hold {TENSOR} alone, got {sorted(tensors)}")
-    tensor = tensors[TENSOR]
-    if list(tensor.shape) != declared or tensor.dtype != torch.float32:
-        raise IntegrityError(f"{TENSOR} must be {declared} of torch.float32, got {list(tensor.shape)} of {tensor.dtype}")
-    if not bool(torch.isfinite(tensor).all()):
-        raise IntegrityError(f"{TENSOR} holds values that are not finite")
-    return tensor
+        raise IntegrityError(f"{file.parent} does not hold what method {tune.method} releases: {error!r}") from None
+    if wrong:
+        raise IntegrityError(f"{file}: {wrong}")
+    return tensors
 
 
 def _umask() -> int:

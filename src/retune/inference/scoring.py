@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from retune.errors import BadInputError
 from retune.inference.attention import IMPLEMENTATION, Decoding, PackedRows, Pass, Prefix, PrefixRun
 from retune.inference.base_model import BaseModel
 from retune.inference.inputs import EncodedRow, LabelTree, Packed, pack
@@ -31,10 +32,8 @@ LOGITS = 2**24
 """Logits that are held at a time: 64 MiB of fp32."""
 
 
-def run_prefix(base: BaseModel, soft_prompt: torch.Tensor | None) -> Prefix | None:
-    """Runs the soft prompt [P, H] through the frozen model; gradients flow into it. None: no prefix."""
-    if soft_prompt is None:
-        return None
+def run_prefix(base: BaseModel, soft_prompt: torch.Tensor) -> Prefix:
+    """Runs the soft prompt [P, H] through the frozen model; gradients flow into it."""
     run = PrefixRun()
     vectors = soft_prompt.to(base.dtype)
     hidden = run_pass(base, vectors, torch.arange(len(vectors), device=vectors.device), run)
@@ -50,9 +49,16 @@ def run_packed(
 
 
 def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> torch.Tensor:
-    """Cross entropy of each answer token in nats, [K], fp32; gradients flow into the prefix."""
+    """Cross entropy of each answer token in nats, [K], fp32; gradients flow into the prefix and into weights that are tuned.
+
+    Raises BadInputError for a row without a prompt after a prefix that predicts nothing.
+    """
     hidden = _at(prefix, run_packed(base, prefix, packed), packed.sources)
-    losses: torch.Tensor = _HeadLoss.apply(hidden, *_head(base), packed.targets)  # type: ignore[no-untyped-call]
+    weight, bias = _head(base)
+    if weight.requires_grad and torch.is_grad_enabled():  # the output embedding learns too: all logits are kept for its gradient
+        logits = F.linear(hidden, weight, bias)
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), packed.targets, reduction="none")
+    losses: torch.Tensor = _HeadLoss.apply(hidden, weight, bias, packed.targets)  # type: ignore[no-untyped-call]
     return losses
 
 
@@ -189,7 +195,9 @@ def _head(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def _at(prefix: Prefix | None, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """hidden: [T, H] -> [K, H]; place -1 is the prefix's last token."""
-    if prefix is not None:
+    if prefix is not None and prefix.last is None and bool((places < 0).any()):
+        raise BadInputError("a row's rendered template is empty; with tune.method prefix_tuning it must give at least one token")
+    if prefix is not None and prefix.last is not None:
         return torch.cat([prefix.last[None].to(hidden.device), hidden]).index_select(0, places + 1)
     return hidden.index_select(0, places)
 

@@ -7,30 +7,17 @@ import torch
 
 from retune.config import Prompt, Tune
 from retune.errors import BadInputError
-from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel, set_threads
 from retune.inference.encoding import Encoder, Rows
 from retune.inference.inputs import EncodedRow, encode_with_answers
-from retune.inference.scoring import run_prefix
 from retune.prompt_tuning.checkpoints import Checkpoint, Stop
 from retune.prompt_tuning.initial import initial_prompt
+from retune.prompt_tuning.prefixes import EncodedPrompt, LayerPrefix, SoftPrompt
 from retune.prompt_tuning.result import TuneResult
 from retune.prompt_tuning.trainer import OnStep, Tuned, optimise, validation_batches, validation_loss
+from retune.prompt_tuning.weights import AllWeights, ia3, lora
 
-__all__ = ["METHODS", "SoftPrompt", "tune"]
-
-
-class SoftPrompt:
-    """Prompt tuning (arXiv:2104.08691): P vectors before every row, tuned as they are."""
-
-    def __init__(self, base: BaseModel, start: torch.Tensor) -> None:
-        """start: [P, H], left as it is."""
-        self.base, self.values = base, start.detach().clone().requires_grad_(True)
-        self.parameters = {"prompt_embeddings": self.values}
-        self.size = len(start)
-
-    def prefix(self) -> Prefix | None:
-        return run_prefix(self.base, self.values)
+__all__ = ["METHODS", "tune"]
 
 
 def tune(
@@ -47,8 +34,8 @@ def tune(
     train_rows, validation_rows: rows with the prompt's input fields and its target. on_step, checkpoint, stop: see `optimise`.
     RETUNE_THREADS sets torch's threads.
 
-    Raises BadInputError for an empty split or a row that cannot be used, ConfigError for a setting that cannot, DivergedError (a
-    StageError that holds the last good prompt) if the loss stops being finite.
+    Raises BadInputError for an empty split, a row that cannot be used or a layer that the model lacks, ConfigError for a setting that
+    cannot be used, DivergedError (a StageError that holds the last good tensors) if the loss stops being finite.
     """
     set_threads()
     settings = prompt.tune
@@ -59,14 +46,23 @@ def tune(
     tuned = METHODS[settings.method](base, settings)
     train = _encode(base, prompt, tuned.size, train_rows, "train")
     validation_split = _encode(base, prompt, tuned.size, validation_rows, "validation")
-    return optimise(base, tuned, train, validation_split, settings, on_step, checkpoint, stop)
+    return optimise(tuned.base, tuned, train, validation_split, settings, on_step, checkpoint, stop)
 
 
-def _prompt_tuning(base: BaseModel, settings: Tune) -> Tuned:
-    return SoftPrompt(base, initial_prompt(settings.init, base, settings.num_virtual_tokens, settings.seed, settings.init_text))
+def _start(base: BaseModel, settings: Tune) -> torch.Tensor:
+    return initial_prompt(settings.init, base, settings.num_virtual_tokens, settings.seed, settings.init_text)
 
 
-METHODS: Mapping[str, Callable[[BaseModel, Tune], Tuned]] = MappingProxyType({"prompt_tuning": _prompt_tuning})
+METHODS: Mapping[str, Callable[[BaseModel, Tune], Tuned]] = MappingProxyType(
+    {
+        "prompt_tuning": lambda base, s: SoftPrompt(base, _start(base, s)),
+        "p_tuning": lambda base, s: EncodedPrompt(base, s.num_virtual_tokens, s.encoder_hidden_size, s.seed),
+        "prefix_tuning": lambda base, s: LayerPrefix(base, _start(base, s)),
+        "lora": lambda base, s: lora(base, s.lora_rank, s.lora_alpha, s.target_modules, s.seed),
+        "ia3": lambda base, s: ia3(base, s.target_modules, s.seed),
+        "full": lambda base, _: AllWeights(base),
+    }
+)
 """What each method tunes, at its start; `none` tunes nothing."""
 
 

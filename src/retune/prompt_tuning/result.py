@@ -28,7 +28,7 @@ class CurveRow(TypedDict):
 @dataclass(frozen=True)
 class TuneResult:
     best: dict[str, torch.Tensor]
-    """What was tuned by name, on the CPU: the best on validation. A soft prompt is `prompt_embeddings`, [P, H], fp32."""
+    """What is released, by name, on the CPU: the best on validation. A soft prompt is `prompt_embeddings`, [P, H]; none: nothing."""
     curve: list[CurveRow]
     steps: int
     """Optimizer steps taken."""
@@ -39,17 +39,12 @@ class TuneResult:
     initial_validation_loss: float
     """The same before the first step (for method none: of the template alone)."""
 
-    @property
-    def soft_prompt(self) -> torch.Tensor | None:
-        """[P, H]; None for method none."""
-        return self.best.get("prompt_embeddings")
-
 
 class DivergedError(StageError):
     """Loss or gradient is no longer a finite number. The same inputs would diverge again: lower the learning rate."""
 
     def __init__(self, what: str, value: float, step: int, learning_rate: float, best: TuneResult) -> None:
-        """best: the run up to here, with the last good parameters."""
+        """best: the run up to here, with the last good tensors."""
         super().__init__(
             f"{what} must be finite, got {value} at step {step} (learning rate {learning_rate:g}); lower tune.learning_rate. "
             f"Best prompt so far: step {best.best_step}, validation loss {best.best_validation_loss:.4f}"

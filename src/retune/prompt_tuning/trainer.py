@@ -1,7 +1,7 @@
 """The optimizer loop: gradients reach what is tuned alone, the best on validation is kept."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 class Tuned(Protocol):
     """What a method tunes."""
 
+    base: BaseModel
+    """What rows run through: the base model, or a copy that holds what is tuned."""
     parameters: dict[str, torch.Tensor]
     """By name: leaves that require a gradient."""
     size: int
@@ -40,6 +42,10 @@ class Tuned(Protocol):
 
     def prefix(self) -> Prefix | None:
         """What every row follows, computed from the parameters; gradients flow into them."""
+        ...
+
+    def released(self, best: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What a release keeps, by its name there, given values of the parameters by name."""
         ...
 
 
@@ -155,7 +161,7 @@ class _Run:
             self._validate(self.curve[-1])  # it was stopped between the update and its validation
 
     def result(self) -> TuneResult:
-        best = {name: tensor.cpu() for name, tensor in self.best.items()}
+        best = {name: tensor.cpu() for name, tensor in self.tuned.released(self.best).items()}
         return TuneResult(best, self.curve, len(self.curve), self.best_step, self.best_loss, self.initial)
 
     def _validates(self, step: int) -> bool:

@@ -68,8 +68,8 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Released:
     for number, seed in enumerate((None, 1, 2)):
         made = override(prompt, {"tune.method": "none"}) if seed is None else prompt
         folder = tmp_path / f"releases/{number}"
-        soft_prompt = None if seed is None else tiny.make_soft_prompt(base, seed=seed)
-        ids.append(write_release(folder, made.released(), soft_prompt, base, {}))
+        tensors = {} if seed is None else tiny.tuned(tiny.make_soft_prompt(base, seed=seed))
+        ids.append(write_release(folder, made.released(), tensors, base, {}))
         bodies.append(lineage(store, folder, validation if seed != 2 else validation.head(0)).to_json())
     records = [{"release": release, "version": str(number + 1), "metrics": {}} for number, release in enumerate(ids)]
     head = ledger.append("found", "t", "alone", {"champion": records[0], "lineage": bodies[0]}, None)
@@ -132,7 +132,7 @@ def test_the_template_alone_has_nothing_that_was_tuned(released, command):
     result = call(command, "p", "--release", released.template[:8])
     assert result.exit_code == 1
     assert f"release {released.template[:12]} of p has tune.method: none, the template alone: nothing was tuned" in result.output
-    assert "name a tuned release with --release, see `retune releases p`" in result.output
+    assert "name a release with a soft prompt with --release, see `retune releases p`" in result.output
 
 
 @pytest.mark.parametrize("command", ["explain", "export"])

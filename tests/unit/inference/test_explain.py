@@ -23,7 +23,9 @@ def tuned(base, size=4, **changes):
     soft_prompt = tiny.make_soft_prompt(base, size)
     prompt = tiny.make_prompt(tune={"num_virtual_tokens": size}, **changes)
     return Tuned(
-        Recorded("ticket_priority", "a" * 64, 1, Lineage("", "", {}, "", False, "")), Predictor(base, prompt, soft_prompt), soft_prompt
+        Recorded("ticket_priority", "a" * 64, 1, Lineage("", "", {}, "", False, "")),
+        Predictor(base, prompt, tiny.tuned(soft_prompt)),
+        soft_prompt,
     )
 
 
@@ -33,7 +35,9 @@ def test_an_effect_is_the_loss_of_a_prompt_made_without_the_token_less_that_of_t
     found = explain(release, ROWS)
 
     def loss(soft_prompt):
-        sums, tokens = Predictor(base, release.predictor.prompt, soft_prompt).reference_losses(ROWS)
+        sums, tokens = Predictor(base, release.predictor.prompt, {} if soft_prompt is None else tiny.tuned(soft_prompt)).reference_losses(
+            ROWS
+        )
         return sums.sum() / tokens.sum()
 
     assert found.loss == pytest.approx(loss(release.soft_prompt), rel=1e-6)

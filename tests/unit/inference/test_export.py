@@ -33,7 +33,7 @@ def test_the_plain_model_on_prompt_embeddings_scores_labels_as_the_predictor(kin
     base = tiny.make_base(kind)
     labels = {"low": " late", "medium": " angry", "high": " urgent"}
     words = [base.tokenizer.convert_tokens_to_ids(word) for word in labels.values()]
-    model = Predictor(base, tiny.make_prompt(labels=labels), tiny.make_soft_prompt(base, size) if size else None)
+    model = Predictor(base, tiny.make_prompt(labels=labels), tiny.tuned(tiny.make_soft_prompt(base, size)) if size else {})
     plain = tiny.make_model(kind, len(base.tokenizer))
     scores = model.score_labels(ROWS)
     for row, expected in zip(ROWS, scores, strict=True):
@@ -46,7 +46,7 @@ def test_the_plain_model_on_prompt_embeddings_scores_labels_as_the_predictor(kin
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gemma"])
 def test_the_plain_model_on_prompt_embeddings_writes_the_same_text(kind):
     base = tiny.make_base(kind)
-    model = Predictor(base, tiny.make_summary_prompt(), tiny.make_soft_prompt(base))
+    model = Predictor(base, tiny.make_summary_prompt(), tiny.tuned(tiny.make_soft_prompt(base)))
     plain = tiny.make_model(kind, len(base.tokenizer))
     for row, expected in zip(ROWS, model.generate(ROWS), strict=True):
         ids = plain.generate(inputs_embeds=model.prompt_embeddings(row)[None], do_sample=False, max_new_tokens=12)[0]
@@ -54,7 +54,7 @@ def test_the_plain_model_on_prompt_embeddings_writes_the_same_text(kind):
 
 
 def test_prompt_embeddings_leave_room_for_the_answer():
-    model = Predictor(tiny.make_base("llama", context=40), tiny.make_prompt(), None)
+    model = Predictor(tiny.make_base("llama", context=40), tiny.make_prompt(), {})
     with pytest.raises(BadInputError, match="row 0: prompt too long"):
         model.prompt_embeddings({"text": "broken router " * 40})
     with pytest.raises(BadInputError, match="row 0: no field 'text'"):
@@ -67,7 +67,7 @@ def exported(request, tmp_path, monkeypatch):
     base = tiny.save_base(tmp_path / "models/tiny", request.param)
     monkeypatch.chdir(tmp_path)
     prompt = tiny.make_summary_prompt(base_model=tiny.reference(base), template="<eos>Ticket: {text}\nSummary:\n")
-    model = Predictor(base, prompt, tiny.make_soft_prompt(base))
+    model = Predictor(base, prompt, tiny.tuned(tiny.make_soft_prompt(base)))
     folder = tmp_path / "out/exported"
     return folder, model, export(Tuned(RECORDED, model, tiny.make_soft_prompt(base)), folder)
 
@@ -110,7 +110,9 @@ def test_a_template_with_the_models_own_start_does_not_get_a_second_one(tmp_path
     tokenizer.save_pretrained(tmp_path / "models/tiny")
     base = tiny.load_base(tmp_path / "models/tiny")
     for name, template in (("written", "<bos>{text}"), ("added", "{text}")):
-        model = Predictor(base, tiny.make_summary_prompt(base_model=tiny.reference(base), template=template), tiny.make_soft_prompt(base))
+        model = Predictor(
+            base, tiny.make_summary_prompt(base_model=tiny.reference(base), template=template), tiny.tuned(tiny.make_soft_prompt(base))
+        )
         export(Tuned(RECORDED, model, model.soft_prompt), tmp_path / name)
         code = re.findall(r"```python\n(.*?)```", (tmp_path / name / "README.md").read_text("utf-8"), re.DOTALL)[0]
         monkeypatch.chdir(tmp_path / name)
@@ -132,7 +134,7 @@ def test_an_export_is_the_same_bytes_again_and_never_over_another_folder(exporte
 
 def test_a_model_of_the_hub_is_named_with_its_revision(llama, tmp_path):
     prompt = tiny.make_prompt(base_model={"hub": "org/name", "revision": "c" * 40})
-    model = Predictor(llama, prompt, tiny.make_soft_prompt(llama))
+    model = Predictor(llama, prompt, tiny.tuned(tiny.make_soft_prompt(llama)))
     description = export(Tuned(RECORDED, model, model.soft_prompt), tmp_path / "exported")
     assert description["base_model"]["revision"] == "c" * 40
     assert description["max_tokens"] == model.answer_tokens

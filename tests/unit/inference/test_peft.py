@@ -77,7 +77,7 @@ def test_pefts_left_padding_changes_a_row_and_ours_does_not(kind):
 def test_peft_loads_the_adapter_of_a_release_and_computes_the_same(kind, tmp_path):
     base = tiny.make_base(kind)
     soft = tiny.make_soft_prompt(base)
-    write_release(tmp_path / "release", tiny.make_prompt(), soft, base, {})
+    write_release(tmp_path / "release", tiny.make_prompt(), tiny.tuned(soft), base, {})
     theirs = PeftModel.from_pretrained(tiny.make_model(kind, len(base.tokenizer)), tmp_path / "release/adapter").eval()
     batch, packed = tiny.padded(ROWS, "right"), pack(ROWS, len(soft))
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_peft_loads_the_adapter_of_a_release_and_computes_the_same(kind, tmp_pat
 def test_adapter_files_are_byte_for_byte_what_peft_saves(kind, tmp_path):
     base = tiny.make_base(kind)
     soft = tiny.make_soft_prompt(base)
-    write_release(tmp_path / "release", tiny.make_prompt(), soft, base, {})
+    write_release(tmp_path / "release", tiny.make_prompt(), tiny.tuned(soft), base, {})
     theirs = peft_model(base, kind, soft)
     theirs.peft_config["default"].base_model_name_or_path = "models/tiny"
     theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)

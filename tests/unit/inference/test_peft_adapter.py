@@ -37,7 +37,7 @@ def test_an_adapter_that_peft_saved_gives_pefts_logits(kind, tmp_path):
     base = tiny.make_base(kind)
     save(base, kind, tmp_path)
     theirs = PeftModel.from_pretrained(tiny.make_model(kind, len(base.tokenizer)), tmp_path).eval()
-    soft_prompt = read_adapter(tmp_path, base)
+    soft_prompt = read_adapter(tmp_path, base)["prompt_embeddings"]
     packed = pack(ROWS, 4)
     with torch.no_grad():
         found = logits_at(base, run_packed(base, run_prefix(base, soft_prompt), packed))
@@ -46,16 +46,16 @@ def test_an_adapter_that_peft_saved_gives_pefts_logits(kind, tmp_path):
 
 
 def test_a_read_adapter_serves_and_becomes_a_release(llama, saved, tmp_path):
-    soft_prompt = read_adapter(saved, llama)
-    answers = Predictor(llama, tiny.make_prompt(), soft_prompt).score_labels(tiny.make_rows(3))
-    write_release(tmp_path / "release", tiny.make_prompt(), soft_prompt, llama, {})
+    tensors = read_adapter(saved, llama)
+    answers = Predictor(llama, tiny.make_prompt(), tensors).score_labels(tiny.make_rows(3))
+    write_release(tmp_path / "release", tiny.make_prompt(), tensors, llama, {})
     assert torch.equal(Predictor.of(read_release(tmp_path / "release"), llama).score_labels(tiny.make_rows(3)), answers)
-    assert torch.equal(read_adapter(tmp_path / "release/adapter", llama), soft_prompt)
+    assert torch.equal(read_adapter(tmp_path / "release/adapter", llama)["prompt_embeddings"], tensors["prompt_embeddings"])
 
 
 def test_half_precision_is_read_as_fp32(llama, tmp_path):
     save(llama, "llama", tmp_path, torch.bfloat16)
-    soft_prompt = read_adapter(tmp_path, llama)
+    soft_prompt = read_adapter(tmp_path, llama)["prompt_embeddings"]
     assert soft_prompt.dtype == torch.float32
     assert torch.equal(soft_prompt.bfloat16(), load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"])
 

@@ -16,11 +16,11 @@ ROWS = tiny.make_rows(40)
 
 
 def predictor(base, size=4, **changes):
-    return Predictor(base, tiny.make_prompt(**changes), tiny.make_soft_prompt(base, size) if size else None)
+    return Predictor(base, tiny.make_prompt(**changes), tiny.tuned(tiny.make_soft_prompt(base, size)) if size else {})
 
 
 def writer(base, **changes):
-    return Predictor(base, tiny.make_summary_prompt(**changes), tiny.make_soft_prompt(base))
+    return Predictor(base, tiny.make_summary_prompt(**changes), tiny.tuned(tiny.make_soft_prompt(base)))
 
 
 def test_classification_gives_a_label_and_probabilities_that_add_up(base):
@@ -83,7 +83,7 @@ def test_the_soft_prompt_counts_and_the_template_alone_works(base):
 
 def test_a_reloaded_release_predicts_the_same_bits(base, tmp_path):
     for name, model in (("labels", predictor(base)), ("texts", writer(base))):
-        write_release(tmp_path / name, model.prompt, model.soft_prompt, base, {})
+        write_release(tmp_path / name, model.prompt, tiny.tuned(tiny.make_soft_prompt(base)), base, {})
         reloaded = Predictor.of(read_release(tmp_path / name), base)
         pd.testing.assert_frame_equal(reloaded.predict(ROWS), model.predict(ROWS), check_exact=True)
 
@@ -91,7 +91,7 @@ def test_a_reloaded_release_predicts_the_same_bits(base, tmp_path):
 def test_a_release_loads_with_its_base_model_from_disk(tmp_path):
     base = tiny.save_base(tmp_path / "project/models/tiny")
     model = predictor(base, base_model=tiny.reference(base))
-    release_id = write_release(tmp_path / "release", model.prompt, model.soft_prompt, base, {})
+    release_id = write_release(tmp_path / "release", model.prompt, tiny.tuned(tiny.make_soft_prompt(base)), base, {})
     loaded = [
         Predictor.load(tmp_path / "release", project=tmp_path / "project", release_id=release_id),
         Predictor.load(tmp_path / "release", base_models=[tmp_path / "project/models"]),
@@ -103,19 +103,19 @@ def test_a_release_loads_with_its_base_model_from_disk(tmp_path):
 
 
 def test_a_release_does_not_run_on_another_model(llama, tmp_path):
-    write_release(tmp_path / "r", tiny.make_prompt(), tiny.make_soft_prompt(llama), llama, {})
+    write_release(tmp_path / "r", tiny.make_prompt(), tiny.tuned(tiny.make_soft_prompt(llama)), llama, {})
     release = read_release(tmp_path / "r")
     with pytest.raises(IntegrityError, match="made with the base model 0000"):
         Predictor.of(release, replace(llama, sha256="5" * 64))
     with pytest.raises(IntegrityError, match="made with the tokenizer 1111"):
         Predictor.of(release, replace(llama, tokenizer_sha256="5" * 64))
-    with pytest.raises(IntegrityError, match="hidden size 64, got 32"):
+    with pytest.raises(IntegrityError, match=r"prompt_embeddings must be \[4, 64\] for this base model, got \[4, 32\]"):
         Predictor.of(release, tiny.make_base("gpt2", n_embd=64))
 
 
 def test_a_soft_prompt_of_the_wrong_width_is_refused(llama):
-    with pytest.raises(ConfigError, match=r"must be \[P, 32\] for this base model, got \[4, 31\]"):
-        Predictor(llama, tiny.make_prompt(), torch.zeros(4, 31))
+    with pytest.raises(BadInputError, match=r"must be \[4, 32\] for this base model, got \[4, 31\]"):
+        Predictor(llama, tiny.make_prompt(), tiny.tuned(torch.zeros(4, 31)))
 
 
 def test_reference_losses_count_the_answer_and_its_end(llama):

@@ -17,7 +17,8 @@ INPUTS = {"data": "d" * 64, "code": "c" * 64}
 
 
 def write(folder, base, soft=None, inputs=INPUTS, **changes):
-    return write_release(folder, tiny.make_prompt(**changes), tiny.make_soft_prompt(base) if soft is None else soft, base, inputs)
+    tensors = tiny.tuned(tiny.make_soft_prompt(base) if soft is None else soft)
+    return write_release(folder, tiny.make_prompt(**changes), tensors, base, inputs)
 
 
 def contents(folder):
@@ -29,7 +30,7 @@ def test_a_release_reads_back_as_written(llama, tmp_path):
     release_id = write(tmp_path / "r", llama, soft)
     release = read_release(tmp_path / "r", release_id)
     assert release.id == release_id == hashlib.sha256((tmp_path / "r" / MANIFEST).read_bytes()).hexdigest()
-    assert torch.equal(release.soft_prompt, soft)
+    assert torch.equal(release.tensors["prompt_embeddings"], soft)
     assert release.prompt == tiny.make_prompt()
     assert release.inputs == INPUTS
     assert (release.base_sha256, release.tokenizer_sha256) == (llama.sha256, llama.tokenizer_sha256)
@@ -75,9 +76,9 @@ def test_the_order_of_labels_survives(llama, tmp_path):
 
 def test_the_template_alone_has_no_adapter(llama, tmp_path):
     prompt = tiny.make_prompt(tune={"method": "none"})
-    release_id = write_release(tmp_path / "r", prompt, None, llama, INPUTS)
+    release_id = write_release(tmp_path / "r", prompt, {}, llama, INPUTS)
     assert set(contents(tmp_path / "r")) == {MANIFEST, PROMPT}
-    assert read_release(tmp_path / "r", release_id).soft_prompt is None
+    assert read_release(tmp_path / "r", release_id).tensors == {}
 
 
 def test_a_hub_model_is_recorded_with_its_revision(llama, tmp_path):
@@ -109,10 +110,10 @@ def test_a_failed_write_leaves_nothing(llama, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("soft", "changes", "message"),
     [
-        (torch.zeros(3, 32), {}, r"must be \[P, H\] = \[4, 32\], got \[3, 32\]"),
-        (torch.zeros(4, 31), {}, r"must be \[P, H\] = \[4, 32\], got \[4, 31\]"),
+        (torch.zeros(3, 32), {}, r"prompt_embeddings must be \[4, 32\], got \[3, 32\]"),
+        (torch.zeros(4, 31), {}, r"prompt_embeddings must be \[4, 32\], got \[4, 31\]"),
         (torch.full((4, 32), torch.nan), {}, "not finite"),
-        (torch.zeros(4, 32), {"tune": {"method": "none"}}, "tune.method none with a soft prompt"),
+        (torch.zeros(4, 32), {"tune": {"method": "none"}}, "tune.method none: must hold no tensor"),
         (torch.zeros(4, 32), {"base_model": {"path": "x", "sha256": "9" * 64}}, "base_model.sha256 must be that of the model used"),
     ],
 )
@@ -122,17 +123,10 @@ def test_a_soft_prompt_that_does_not_fit_is_not_written(llama, tmp_path, soft, c
     assert not (tmp_path / "r").exists()
 
 
-def reseal(folder):
-    """Makes the manifest agree with the files, as somebody who means to deceive would."""
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    manifest["files"] = {name: hashlib.sha256(c).hexdigest() for name, c in contents(folder).items() if name != MANIFEST}
-    (folder / MANIFEST).write_bytes(canonical_json(manifest))
-
-
 def replace_tensor(folder, change, name="prompt_embeddings"):
     tensor = load_file(folder / ADAPTER_WEIGHTS)["prompt_embeddings"]
     (folder / ADAPTER_WEIGHTS).write_bytes(save({name: change(tensor)}, metadata={"format": "pt"}))
-    reseal(folder)
+    tiny.reseal(folder)
 
 
 def flip_last_byte(folder):
@@ -144,12 +138,12 @@ def flip_last_byte(folder):
 def edit_json(folder, name, sealed=True, **changes):
     (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
     if sealed:
-        reseal(folder)
+        tiny.reseal(folder)
 
 
 def edit_prompt(folder, **changes):
     (folder / PROMPT).write_text(yaml.safe_dump(yaml.safe_load((folder / PROMPT).read_text()) | changes))
-    reseal(folder)
+    tiny.reseal(folder)
 
 
 def link_out(folder):
@@ -165,14 +159,23 @@ TAMPERED = {
     "wrong number of tokens": (lambda f: replace_tensor(f, lambda t: t[:3].contiguous()), r"must be \[4, 32\].*got \[3, 32\]"),
     "wrong dtype": (lambda f: replace_tensor(f, lambda t: t.half()), "torch.float32, got .* of torch.float16"),
     "wrong tensor name": (lambda f: replace_tensor(f, lambda t: t, "weight"), "must hold prompt_embeddings alone"),
-    "not safetensors": (lambda f: ((f / ADAPTER_WEIGHTS).write_bytes(b"\x80\x04pickle"), reseal(f)), "not a PEFT prompt-tuning adapter"),
-    "adapter of another size": (lambda f: edit_json(f, ADAPTER_CONFIG, num_virtual_tokens=5), "4 tokens, got PROMPT_TUNING, 5"),
-    "adapter of another kind": (lambda f: edit_json(f, ADAPTER_CONFIG, peft_type="LORA"), "must be PROMPT_TUNING"),
-    "adapter config damaged": (lambda f: ((f / ADAPTER_CONFIG).write_text("{"), reseal(f)), "not a PEFT prompt-tuning adapter"),
+    "not safetensors": (
+        lambda f: ((f / ADAPTER_WEIGHTS).write_bytes(b"\x80\x04pickle"), tiny.reseal(f)),
+        "does not hold what method prompt_tuning releases",
+    ),
+    "adapter of another size": (
+        lambda f: edit_json(f, ADAPTER_CONFIG, num_virtual_tokens=5),
+        "num_virtual_tokens must be 4 for method prompt_tuning, got 5",
+    ),
+    "adapter of another kind": (lambda f: edit_json(f, ADAPTER_CONFIG, peft_type="LORA"), "peft_type must be PROMPT_TUNING"),
+    "adapter config damaged": (
+        lambda f: ((f / ADAPTER_CONFIG).write_text("{"), tiny.reseal(f)),
+        "does not hold what method prompt_tuning releases",
+    ),
     "missing file": (lambda f: (f / ADAPTER_CONFIG).unlink(), f"files missing: {ADAPTER_CONFIG}"),
-    "missing file, manifest too": (lambda f: ((f / ADAPTER_CONFIG).unlink(), reseal(f)), "must have the files"),
+    "missing file, manifest too": (lambda f: ((f / ADAPTER_CONFIG).unlink(), tiny.reseal(f)), "must have the files"),
     "extra file": (lambda f: (f / "notes.txt").write_text("x"), "files too many: notes.txt"),
-    "extra file, manifest too": (lambda f: ((f / "notes.txt").write_text("x"), reseal(f)), "must have the files"),
+    "extra file, manifest too": (lambda f: ((f / "notes.txt").write_text("x"), tiny.reseal(f)), "must have the files"),
     "link to a folder": (link_out, "files too many: adapter/link"),
     "prompt edited": (lambda f: (f / PROMPT).write_text((f / PROMPT).read_text().replace("Ticket", "Docket")), "sha256 must be"),
     "prompt of another model": (lambda f: edit_prompt(f, base_model={"path": "other", "sha256": tiny.SHA}), "different base models"),

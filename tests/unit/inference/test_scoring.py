@@ -23,7 +23,7 @@ TOLERANCE = {"rtol": 0, "atol": 2e-5}
 
 def prefix_of(base, soft):
     with torch.no_grad():
-        return run_prefix(base, soft)
+        return None if soft is None else run_prefix(base, soft)
 
 
 def score_batch(base, soft, rows, labels):
@@ -76,7 +76,7 @@ def test_losses_are_those_of_each_row_alone_and_unpadded(base, soft):
 def test_the_logits_of_all_packed_tokens_are_those_of_each_row_alone(base, soft):
     packed = pack(ROWS, 0 if soft is None else len(soft))
     with torch.no_grad():
-        found = logits_at(base, run_packed(base, run_prefix(base, soft), packed))
+        found = logits_at(base, run_packed(base, prefix_of(base, soft), packed))
     alone = [whole_logits(base, soft, PROMPTS[i])[-len(PROMPTS[i]) :] for i in packed.order]
     torch.testing.assert_close(found, torch.cat(alone), **TOLERANCE)
 

@@ -89,14 +89,14 @@ def place(tmp_path_factory):
     base = tiny.save_base(place / "base")
     prompt = tiny.make_prompt(base_model=tiny.reference(base))
     soft = tiny.make_soft_prompt(base)
-    write_release(place / "release", prompt, soft, base, {})
+    write_release(place / "release", prompt, tiny.tuned(soft), base, {})
     rows = tiny.make_rows(5)
     (place / "rows.json").write_text(json.dumps(rows))
     (place / "code/retune").mkdir(parents=True)
     for name in TRAVELLING:
         copy = shutil.copytree if (SOURCE / name).is_dir() else shutil.copyfile
         copy(SOURCE / name, place / "code/retune" / name)
-    return place, Predictor(base, prompt, soft).predict(rows)
+    return place, Predictor(base, prompt, tiny.tuned(soft)).predict(rows)
 
 
 def run(code, place, *absent, code_paths=(), **environ):

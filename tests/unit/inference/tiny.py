@@ -1,5 +1,6 @@
 """Tiny random models with sharp weights, a tokenizer with byte fallback, prompts and rows: enough to tell right from almost right."""
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from retune.config import Prompt
+from retune.config import Prompt, canonical_json
 from retune.inference.base_model import BaseModel, load_base
 from retune.inference.inputs import EncodedRow
 
@@ -116,6 +117,19 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
 def make_soft_prompt(base: BaseModel, size: int = 4, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(size, base.hidden_size, generator=generator) * 0.5
+
+
+def tuned(soft: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A soft prompt as a release holds it."""
+    return {"prompt_embeddings": soft}
+
+
+def reseal(folder: Path) -> None:
+    """Makes a release's manifest agree with its files, as somebody who means to deceive would."""
+    file = folder / "manifest.json"
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and p != file}
+    hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    file.write_bytes(canonical_json(json.loads(file.read_bytes()) | {"files": hashes}))
 
 
 def reference(base: BaseModel, path: str = "models/tiny") -> dict[str, str]:

@@ -24,10 +24,10 @@ def test_a_tuned_release_beats_the_template_alone_and_repeats_byte_for_byte(llam
     ids = []
     for name in "ab":
         result = tune(llama, prompt, TRAIN, VALIDATION)
-        ids.append(write_release(tmp_path / name, prompt, result.soft_prompt, llama, {}))
+        ids.append(write_release(tmp_path / name, prompt, result.best, llama, {}))
     assert ids[0] == ids[1]
     tuned = Predictor.of(read_release(tmp_path / "a"), llama)
-    alone = Predictor(llama, prompt, None)
+    alone = Predictor(llama, prompt, {})
     assert tuned.perplexity(VALIDATION) < 0.5 * alone.perplexity(VALIDATION)
     assert tuned.perplexity(VALIDATION) == pytest.approx(torch.tensor(result.best_validation_loss).exp().item(), rel=1e-4)
 
@@ -42,7 +42,7 @@ def test_validation_is_on_every_reference(llama):
 def test_rows_may_come_as_a_table(llama):
     prompt = tiny.make_prompt(tune=SETTINGS | {"epochs": 1})
     one, two = tune(llama, prompt, TRAIN, VALIDATION), tune(llama, prompt, pd.DataFrame(TRAIN), pd.DataFrame(VALIDATION))
-    assert torch.equal(one.soft_prompt, two.soft_prompt)
+    assert torch.equal(one.best["prompt_embeddings"], two.best["prompt_embeddings"])
 
 
 def test_generation_is_tuned_on_its_target(llama):
@@ -53,8 +53,8 @@ def test_generation_is_tuned_on_its_target(llama):
 def test_method_none_measures_the_template_alone(llama):
     prompt = tiny.make_prompt(tune={"method": "none"})
     result = tune(llama, prompt, [], VALIDATION)
-    assert (result.soft_prompt, result.curve, result.steps, result.best_step) == (None, [], 0, 0)
-    expected = torch.tensor(Predictor(llama, prompt, None).perplexity(VALIDATION)).log().item()
+    assert (result.best, result.curve, result.steps, result.best_step) == ({}, [], 0, 0)
+    expected = torch.tensor(Predictor(llama, prompt, {}).perplexity(VALIDATION)).log().item()
     assert result.best_validation_loss == result.initial_validation_loss == pytest.approx(expected, rel=1e-4)
 
 

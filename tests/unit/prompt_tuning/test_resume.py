@@ -27,7 +27,7 @@ def test_twenty_kills_at_random_steps_leave_no_trace(tmp_path: Path) -> None:
 
     def release(folder: Path, file: Path | None) -> None:
         checkpoint = None if file is None else Checkpoint(file, 0)
-        write_release(folder, prompt, tune(base, prompt, train, validation, checkpoint=checkpoint).soft_prompt, base, {})
+        write_release(folder, prompt, tune(base, prompt, train, validation, checkpoint=checkpoint).best, base, {})
 
     def contents(folder: Path) -> dict[str, bytes]:
         return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -13,7 +13,7 @@ from retune.inference.inputs import EncodedRow, encode_with_answers
 from retune.inference.scoring import run_prefix
 from retune.prompt_tuning import DivergedError, initial_prompt, trainer
 from retune.prompt_tuning.checkpoints import Checkpoint, Stop, StoppedError
-from retune.prompt_tuning.methods import SoftPrompt
+from retune.prompt_tuning.prefixes import SoftPrompt
 from retune.prompt_tuning.schedule import epoch_batches, learning_rate_at
 from retune.prompt_tuning.trainer import optimise, validation_batches, validation_loss
 
@@ -37,14 +37,14 @@ def test_tuning_lowers_the_validation_loss(base):
     assert result.best_validation_loss < 0.9 * result.initial_validation_loss
     assert result.steps == 16
     batches = validation_batches(base, encoded(base, 24, 1), 4)
-    assert validation_loss(base, lambda: run_prefix(base, result.soft_prompt), batches) == result.best_validation_loss
+    assert validation_loss(base, lambda: run_prefix(base, result.best["prompt_embeddings"]), batches) == result.best_validation_loss
 
 
 def test_the_same_run_gives_the_same_bytes(base):
     one, two = run(base), run(base)
-    assert one.soft_prompt.numpy().tobytes() == two.soft_prompt.numpy().tobytes()
+    assert one.best["prompt_embeddings"].numpy().tobytes() == two.best["prompt_embeddings"].numpy().tobytes()
     assert one.curve == two.curve
-    assert one.soft_prompt.numpy().tobytes() != run(base, seed=14).soft_prompt.numpy().tobytes()
+    assert one.best["prompt_embeddings"].numpy().tobytes() != run(base, seed=14).best["prompt_embeddings"].numpy().tobytes()
 
 
 def test_only_the_prompt_changes(base):
@@ -56,8 +56,8 @@ def test_only_the_prompt_changes(base):
     assert all(p.grad is None for p in base.model.parameters())
     assert not base.model.training
     assert torch.equal(start, kept)
-    assert not torch.equal(result.soft_prompt, start)
-    assert not result.soft_prompt.requires_grad
+    assert not torch.equal(result.best["prompt_embeddings"], start)
+    assert not result.best["prompt_embeddings"].requires_grad
 
 
 def test_the_curve_has_a_row_per_step_and_is_streamed(llama):
@@ -95,7 +95,7 @@ def test_every_step_is_that_of_a_plain_peft_loop(llama):
     result = run(llama, train, start=start, epochs=2, weight_decay=0.1, max_grad_norm=0.5, validate_every=100)
     assert [row["train_loss"] for row in result.curve] == pytest.approx(losses, rel=1e-4)
     assert result.best_step == 8
-    torch.testing.assert_close(result.soft_prompt, weight.detach(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(result.best["prompt_embeddings"], weight.detach(), rtol=0, atol=1e-3)
 
 
 def test_the_best_prompt_on_validation_is_kept_and_not_the_last(llama, monkeypatch):
@@ -110,8 +110,8 @@ def test_the_best_prompt_on_validation_is_kept_and_not_the_last(llama, monkeypat
     monkeypatch.setattr(trainer, "validation_loss", fake)
     result = run(llama)  # validates at the start and after steps 5, 10, 15, 16
     assert (result.best_step, result.best_validation_loss, result.initial_validation_loss) == (10, 2.0, 5.0)
-    assert torch.equal(result.soft_prompt, seen[2])
-    assert not torch.equal(result.soft_prompt, seen[4])
+    assert torch.equal(result.best["prompt_embeddings"], seen[2])
+    assert not torch.equal(result.best["prompt_embeddings"], seen[4])
 
 
 def test_training_that_spoils_validation_returns_where_it_started(llama):
@@ -119,10 +119,10 @@ def test_training_that_spoils_validation_returns_where_it_started(llama):
     prompt = list(range(10, 20))
     train = [EncodedRow(prompt, [40])] * 8
     start = initial_prompt("sampled_vocabulary", llama, 4, 13)
-    to_forty = run(llama, train, train, start=start).soft_prompt
+    to_forty = run(llama, train, train, start=start).best["prompt_embeddings"]
     result = run(llama, [EncodedRow(prompt, [41])] * 8, train, start=to_forty)
     assert result.best_step == 0
-    assert torch.equal(result.soft_prompt, to_forty)
+    assert torch.equal(result.best["prompt_embeddings"], to_forty)
     assert result.curve[-1]["validation_loss"] > result.initial_validation_loss
 
 
@@ -139,7 +139,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_hands_over_the_best_prompt(
     assert isinstance(error.value, StageError)
     assert error.value.step == 7
     assert error.value.best.best_step == 5
-    assert torch.isfinite(error.value.best.soft_prompt).all()
+    assert torch.isfinite(error.value.best.best["prompt_embeddings"]).all()
     assert len(error.value.best.curve) == 6
 
 
@@ -215,7 +215,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bytes(base, tmp
         run(base, on_step=die, checkpoint=checkpoint)
     again = run(base, on_step=lambda row: seen.append(row["step"]), checkpoint=checkpoint)
     assert seen == list(range(at, 17))
-    assert again.soft_prompt.numpy().tobytes() == whole.soft_prompt.numpy().tobytes()
+    assert again.best["prompt_embeddings"].numpy().tobytes() == whole.best["prompt_embeddings"].numpy().tobytes()
     assert again.curve == whole.curve
     assert (again.best_step, again.best_validation_loss) == (whole.best_step, whole.best_validation_loss)
 
@@ -236,7 +236,7 @@ def test_a_stopped_run_saves_where_it_stands_and_goes_on_from_there(llama, tmp_p
             run(llama, checkpoint=Checkpoint(file, 3600), stop=stop)
     again = run(llama, checkpoint=Checkpoint(file, 3600))
     assert again.curve == whole.curve
-    assert again.soft_prompt.numpy().tobytes() == whole.soft_prompt.numpy().tobytes()
+    assert again.best["prompt_embeddings"].numpy().tobytes() == whole.best["prompt_embeddings"].numpy().tobytes()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + b"x", lambda _: b"", lambda b: b[70:]])
