@@ -46,7 +46,7 @@ def test_fields_have_titles_bounds_and_choices_and_an_empty_form_replaces_nothin
     assert all(field["title"] and field["description"] for field in fields.values())
     assert fields["tune.num_virtual_tokens"] == {
         "default": None,
-        "description": "P, rows of the soft prompt. >= 1, <= 1000. Empty: 20, as in the prompt file",
+        "description": "P, rows of the soft prompt or prefix. >= 1, <= 1000. Empty: 20, as in the prompt file",
         "type": ["integer", "null"],
         "title": "Num virtual tokens",
         "section": "Tuning",
