@@ -7,6 +7,7 @@ examples:
   python benchmarks/bench.py                               all of it, within 40 minutes on 2 cores (`make bench`)
   python benchmarks/bench.py --only memory                 one part; its rows take the place of the old ones
   python benchmarks/bench.py --only matmul --only memory   two
+  python benchmarks/bench.py --only clinc150               a quarter of an hour, needs what its module says
   python benchmarks/bench.py --quick                       tiny cases, to see that everything works; writes nothing
 """
 
@@ -25,8 +26,11 @@ PARTS = {
     "convergence": ("convergence", "measure", "seconds to a validation loss on an example prompt"),
     "preprocess": ("preprocess_stage", "measure", "stage preprocess executed against restored"),
     "loop": ("loop", "measure", "what a run costs when nothing is new"),
+    "clinc150": ("clinc150", "measure", "a real encoder on real text"),
 }
 """Name on the command line: module, function, what it measures. A part is imported when it is its turn."""
+BY_NAME = {"clinc150"}
+"""Parts that run when they are named: they take long and need what the project does not bring."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from rows import Row, say
 
     rows: list[Row] = []
-    for name in options.only or PARTS:
+    for name in options.only or [name for name in PARTS if name not in BY_NAME]:
         module, function, what = PARTS[name]
         say(f"{name}: {what}")
         rows += getattr(importlib.import_module(module), function)(options.quick)
@@ -55,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Console().print(table)
     if options.quick:
         return
-    before = report.read() if options.only else None
+    before = report.read()
     if before is not None and before["machine"] != results["machine"]:
         say(f"dropped the other figures of benchmarks/results.json: they were measured on {before['machine']}")
     report.write(report.merged(before, results))

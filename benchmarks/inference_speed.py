@@ -9,8 +9,9 @@ from models import collate, random_base, random_model, random_rows, start_prompt
 from rows import Row, interleaved, of_rounds, ratios, say
 
 from retune.inference.base_model import BaseModel
+from retune.inference.decoder import run_prefix, score_batch
+from retune.inference.families import generate_batch
 from retune.inference.inputs import EncodedRow, LabelTree
-from retune.inference.scoring import generate_batch, run_prefix, score_batch
 
 __all__ = ["measure"]
 

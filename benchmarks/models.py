@@ -16,8 +16,8 @@ from peft import PromptTuningConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from retune.inference.base_model import BaseModel
+from retune.inference.decoder import answer_losses, run_prefix
 from retune.inference.inputs import EncodedRow, pack
-from retune.inference.scoring import answer_losses, run_prefix
 
 __all__ = [
     "LEARNING_RATE",

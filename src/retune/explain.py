@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from retune.errors import BadInputError
 from retune.inference.attention import PackedRows, Prefix
 from retune.inference.base_model import BaseModel
+from retune.inference.decoder import run_pass, run_prefix
 from retune.inference.encoding import Encoder, Rows
-from retune.inference.inputs import Packed, encode_with_answers
-from retune.inference.scoring import run_pass, run_prefix
-from retune.prompt_tuning.trainer import validation_batches, validation_loss
+from retune.inference.inputs import EncodedRow, Packed, encode_with_answers, pack, sorted_batches
+from retune.prompt_tuning.trainer import VALIDATION_TOKENS, validation_loss
 from retune.tuned import Tuned
 from retune.workspace import Workspaces
 
@@ -112,7 +112,7 @@ def explain(tuned: Tuned, rows: Rows) -> Explanation:
     for number, row in enumerate(encoded):
         if not row.prompt:
             raise BadInputError(f"row {number}: the rendered template has no tokens: nothing would be left without the soft prompt")
-    batches = {tokens: validation_batches(base, encoded, tokens) for tokens in {size, size - 1, 0}}
+    batches = {tokens: _batches(base, encoded, tokens) for tokens in {size, size - 1, 0}}
     loss = _loss(base, soft_prompt, batches[size])
     template_loss = _loss(base, None, batches[0])
     without = [_without(soft_prompt, number) for number in range(size)]
@@ -130,6 +130,11 @@ def explain(tuned: Tuned, rows: Rows) -> Explanation:
         even_attention=even,
         tokens=[VirtualToken(n + 1, effects[n], float(masses[n]), by_cosine[n], by_distance[n]) for n in range(size)],
     )
+
+
+def _batches(base: BaseModel, rows: Sequence[EncodedRow], size: int) -> list[Packed]:
+    """The rows laid out after P = `size` virtual tokens."""
+    return [pack([rows[i] for i in numbers], size, base.device) for numbers in sorted_batches(rows, VALIDATION_TOKENS)]
 
 
 def _loss(base: BaseModel, soft_prompt: torch.Tensor | None, batches: Sequence[Packed]) -> float:

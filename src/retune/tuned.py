@@ -47,4 +47,9 @@ def open_tuned(workspaces: Workspaces, prompt: str, beginning: str | None = None
             f"see `retune releases {prompt}`"
         )
     base = open_base_model(release.prompt.base_model, settings.project, settings.base_models)
+    if base.family != "decoder":
+        kind = f"{base.model.config.model_type} ({base.family})"
+        raise BadInputError(
+            f"release {release.id[:12]} of {prompt} is on a base model of type {kind}; only decoders are explained or exported"
+        )
     return Tuned(recorded, Predictor.of(release, base), soft.to(base.device))

@@ -14,32 +14,41 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from retune.config import Tune
+from retune.config import Prompt, Tune
 from retune.errors import BadInputError
 from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel
-from retune.inference.scoring import run_prefix
+from retune.inference.families import check_fits, family_of
 
-__all__ = ["EMBEDDINGS", "MODULE", "key_value_heads", "layer_prefix", "model_with", "soft_prompt", "tuned_model"]
+__all__ = ["EMBEDDINGS", "HEAD", "MODULE", "key_value_heads", "layer_prefix", "model_with", "soft_prompt", "tuned_model", "untrained_head"]
 
 EMBEDDINGS = "prompt_embeddings"
 """Name of a soft prompt, [P, H], and of a prefix, [P, 2 * L * G * D]."""
 MODULE = "base_model.model."
 """What the names of an adapter's other tensors begin with, before the name of the layer that they change."""
+HEAD = ("classifier.weight", "classifier.bias")
+"""Names of an encoder's classification head, [C, H] and [C]."""
 
 
 @torch.no_grad()
-def tuned_model(base: BaseModel, tune: Tune, tensors: Mapping[str, torch.Tensor]) -> tuple[BaseModel, Prefix | None]:
+def tuned_model(base: BaseModel, prompt: Prompt, tensors: Mapping[str, torch.Tensor]) -> tuple[BaseModel, Prefix | None]:
     """What rows run through: a model and a prefix. `base` stays as it is; weights that are not tuned are shared with it.
 
-    tensors: of a release by `tune.method`; none: the template alone.
+    tensors: of a release by `prompt.tune.method`; none: the template alone.
 
-    Raises BadInputError naming the tensor that does not fit the base model.
+    Raises BadInputError naming the tensor that does not fit the base model, or a task or method that its family does not offer.
     """
+    check_fits(base, prompt)
+    tune = prompt.tune
     on_device = {name: tensor.detach().to(base.device) for name, tensor in tensors.items()}
+    if base.family == "encoder":
+        head = [on_device.pop(name, start) for name, start in zip(HEAD, untrained_head(base, prompt), strict=True)]
+        for name, found, start in zip(HEAD, head, untrained_head(base, prompt), strict=True):
+            _check(name, found, tuple(start.shape))
+        base = replace(base, head=(head[0], head[1]))
     if (soft := soft_prompt(tune, on_device)) is not None:
         _check(EMBEDDINGS, soft, (soft.shape[0], base.hidden_size))
-        return base, run_prefix(base, soft)
+        return base, family_of(base).run_prefix(base, soft)
     if EMBEDDINGS in on_device:
         return base, layer_prefix(base, on_device[EMBEDDINGS])
     weights = on_device
@@ -48,6 +57,11 @@ def tuned_model(base: BaseModel, tune: Tune, tensors: Mapping[str, torch.Tensor]
     elif tune.method == "ia3":
         weights = _with_ia3(base.model, on_device)
     return (replace(base, model=model_with(base.model, weights)) if weights else base), None
+
+
+def untrained_head(base: BaseModel, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a head that gives every label the same share, fp32."""
+    return (torch.zeros(len(prompt.labels), base.hidden_size, device=base.device), torch.zeros(len(prompt.labels), device=base.device))
 
 
 def soft_prompt(tune: Tune, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
@@ -68,7 +82,7 @@ def layer_prefix(base: BaseModel, values: torch.Tensor) -> Prefix:
     layers = base.model.config.num_hidden_layers
     _check(EMBEDDINGS, values, (values.shape[0], 2 * layers * groups * size))
     each = values.to(base.dtype).view(-1, 2 * layers, groups, size).permute(1, 2, 0, 3)  # [2 * L, G, P, D]
-    return Prefix(tuple(each[0::2]), tuple(each[1::2]), None)
+    return Prefix(tuple(each[0::2]), tuple(each[1::2]))
 
 
 def model_with(model: Any, weights: Mapping[str, torch.Tensor]) -> Any:

@@ -37,19 +37,23 @@ class Pass(Protocol):
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the soft prompt leaves behind in the model, or what was tuned in its place (prefix tuning)."""
+    """What stands before every row: what the soft prompt leaves behind in the model, or what was tuned in its place (prefix tuning).
 
-    keys: tuple[torch.Tensor, ...]
+    Where attention looks ahead the soft prompt sees the row, nothing of it can be computed before: it is kept as it is."""
+
+    keys: tuple[torch.Tensor, ...] = ()
     """Per layer [G, P, D]."""
-    values: tuple[torch.Tensor, ...]
-    last: torch.Tensor | None
+    values: tuple[torch.Tensor, ...] = ()
+    last: torch.Tensor | None = None
     """Hidden state of the last virtual token, [hidden size]: it predicts the first token of a row without a prompt. None where keys and
     values were given and no token was read."""
+    vectors: torch.Tensor | None = None
+    """The soft prompt itself, [P, hidden size], in place of keys and values: of an encoder and an encoder-decoder."""
 
     @property
     def size(self) -> int:
         """P."""
-        return int(self.keys[0].shape[1])
+        return int(self.keys[0].shape[1]) if self.vectors is None else len(self.vectors)
 
 
 @dataclass

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from retune.config import BaseModelRef, canonical_json
@@ -19,6 +20,7 @@ from retune.errors import BadInputError, ConfigError
 __all__ = [
     "ARCHITECTURES",
     "BaseModel",
+    "Family",
     "base_sha256",
     "find_base_model",
     "folder_sha256",
@@ -28,9 +30,19 @@ __all__ = [
     "tokenizer_sha256",
 ]
 
-ARCHITECTURES = frozenset({"gemma", "gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
-"""`model_type` of the decoders that may be loaded: the answer's logits are the output embedding of the last hidden state and nothing more
-(no soft-capping, no scaling), and positions are taken from `position_ids`. A test holds each of them to that."""
+Family = Literal["decoder", "encoder", "encoder-decoder"]
+
+ARCHITECTURES: Mapping[str, Family] = MappingProxyType(
+    {
+        **dict.fromkeys(("gemma", "gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"), "decoder"),
+        **dict.fromkeys(("bert", "roberta", "xlm-roberta"), "encoder"),
+        **dict.fromkeys(("mt5", "t5"), "encoder-decoder"),
+    }
+)
+"""`model_type` of the models that may be loaded, and how each reads.
+
+Of a decoder the answer's logits are the output embedding of the last hidden state and nothing more (no soft-capping, no scaling), and
+positions are taken from `position_ids`. A test holds each of them to that."""
 
 HUB_WEIGHTS = ("config.json", "*.safetensors", "model.safetensors.index.json")
 """Files that make the hash of a hub model. The revision pins the rest, and a cache need not hold all of it."""
@@ -41,11 +53,17 @@ VARIABLE = "RETUNE_BASE_MODELS"
 @dataclass(frozen=True)
 class BaseModel:
     model: Any = field(repr=False)
-    """A transformers causal language model in eval mode, no parameter requires a gradient."""
+    """A transformers model in eval mode (of an encoder its body alone), no parameter requires a gradient."""
     tokenizer: Any = field(repr=False)
     """A transformers tokenizer with a `tokenizers` backend."""
     sha256: str
     tokenizer_sha256: str
+    head: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
+    """Of an encoder: what classifies, weight [C, H] and bias [C]. It is tuned, and is no part of the model's folder."""
+
+    @property
+    def family(self) -> Family:
+        return ARCHITECTURES[self.model.config.model_type]
 
     @property
     def hidden_size(self) -> int:
@@ -54,9 +72,19 @@ class BaseModel:
 
     @property
     def context(self) -> int:
-        """Largest number of positions, soft prompt included; within it every token sees all before it, sliding windows notwithstanding."""
+        """Largest number of positions, soft prompt included; within it every token sees all before it, sliding windows notwithstanding.
+
+        Of an encoder-decoder: of its input."""
         config = self.model.config
-        return int(min(config.max_position_embeddings, getattr(config, "sliding_window", None) or config.max_position_embeddings))
+        if self.family == "encoder-decoder":  # positions are relative: it is what the model was trained with
+            return int(getattr(config, "n_positions", None) or 512)
+        most = int(config.max_position_embeddings) - self.first_position
+        return min(most, getattr(config, "sliding_window", None) or most)
+
+    @property
+    def first_position(self) -> int:
+        """Position of a row's first token."""
+        return int(self.model.config.pad_token_id) + 1 if self.model.config.model_type in ("roberta", "xlm-roberta") else 0
 
     @property
     def vocabulary(self) -> int:
@@ -177,8 +205,11 @@ def load_base(path: Path, sha256: str | None = None, device: str | None = None, 
         raise BadInputError(f"base model architecture must be one of {known}, got {config.model_type!r} ({path})")
     place = device or _device()
     settings: dict[str, Any] = {"device_map": "balanced"} if place == "sharded" else {}
-    with _no_progress_bar():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    family = ARCHITECTURES[config.model_type]
+    if family == "encoder":
+        settings["add_pooling_layer"] = False
+    with _quietly():
+        loaded: Any = _LOADERS[family].from_pretrained(
             path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
         )
     model, loading = loaded
@@ -192,15 +223,23 @@ def load_base(path: Path, sha256: str | None = None, device: str | None = None, 
     return BaseModel(model.eval().requires_grad_(False), tokenizer, sha256, tokenizer_sha256(path))
 
 
+_LOADERS: Mapping[Family, Any] = MappingProxyType(
+    {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}
+)
+
+
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar for every load, which a log keeps as noise; the caller's own choice is put back."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def _quietly() -> Iterator[None]:
+    """transformers draws a bar for every load and reports weights that it leaves out (an encoder's pooler), which a log keeps as noise;
+    the caller's own choices are put back. What is missing is found here."""
+    bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        if shown:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from retune.config import Prompt
 from retune.errors import BadInputError, ConfigError
+from retune.inference.base_model import Family
 from retune.text import clean, split_references
 
 __all__ = ["Encoder", "Rows", "check_labels", "cut_text", "plain_tokenizer", "records"]
@@ -27,12 +28,20 @@ class Encoder:
     text. A single newline at the template's end is dropped, because YAML's block scalars (`template: |`) always add one.
     """
 
-    def __init__(self, prompt: Prompt, tokenizer: Any) -> None:
-        """tokenizer: a transformers tokenizer with a `tokenizers` backend; it is copied, so that threads do not share its settings."""
+    def __init__(self, prompt: Prompt, tokenizer: Any, family: Family = "decoder") -> None:
+        """tokenizer: a transformers tokenizer with a `tokenizers` backend; it is copied, so that threads do not share its settings.
+
+        family: of the base model. A decoder's answer goes on from the template's last word. An encoder's input has the end that the
+        tokenizer gives a text, and so has an encoder-decoder's, whose answer is a text of its own. An encoder's answer is the label's
+        number: its head knows no words.
+        """
+        self._family = family
         self._plain = plain_tokenizer(tokenizer)
         self._special = _backend(tokenizer, split_special=False)
         self._special_ids = {i for i, token in self._special.get_added_tokens_decoder().items() if token.special}
-        self._start = _start_ids(self._special, tokenizer.bos_token_id)
+        self._start, self._end = _start_ids(self._special, tokenizer.bos_token_id), list[int]()
+        if family != "decoder":
+            self._start, self._end = _around(self._special)
         template = prompt.template.removesuffix("\n")
         self._parts = [(literal, field) for literal, field, _, _ in string.Formatter().parse(template)]
         self._pieces = self._split_at_special_tokens()
@@ -40,9 +49,9 @@ class Encoder:
         self._inputs = prompt.inputs
         self._max_tokens = prompt.preprocess.max_tokens
         self._target = prompt.target
-        self._labels = prompt.labels
-        self._separator = "" if prompt.labels or template[-1:].isspace() else " "
-        tail = self._pieces[-1] if self._pieces else ""
+        self._labels = {label: label for label in prompt.labels} if family == "encoder" else prompt.labels
+        self._separator = "" if prompt.labels or template[-1:].isspace() or family != "decoder" else " "
+        tail = self._pieces[-1] if self._pieces and family == "decoder" else ""
         self._tail = tail[1] if isinstance(tail, tuple) and tail[0] == "text" else ""
 
     def prompts(self, rows: Rows) -> list[list[int]]:
@@ -57,7 +66,7 @@ class Encoder:
         flat = cut_text(self._plain, [text for row in fields for text in row], self._max_tokens)
         width = len(self._inputs)
         values = [dict(zip(self._inputs, flat[i * width : (i + 1) * width], strict=True)) for i in range(len(fields))]
-        return [self._with_start(ids) for ids in self._encode(values)]
+        return [self._with_start(ids) + self._end for ids in self._encode(values)]
 
     def answers(self, rows: Rows) -> list[list[list[int]]]:
         """Token ids of each row's references, without the end of the sequence; classification: of its one label.
@@ -65,11 +74,16 @@ class Encoder:
         Raises BadInputError naming the row whose target is missing or, for classification, is none of the labels.
         """
         texts = [self._answer_texts(number, row) for number, row in enumerate(records(rows))]
+        if self._family == "encoder":
+            numbers = {label: [number] for number, label in enumerate(self._labels)}
+            return [[numbers[text] for text in of_row] for of_row in texts]
         known = {text: self._answer_ids(text) for of_row in texts for text in of_row}
         return [[known[text] for text in of_row] for of_row in texts]
 
     def labels(self) -> list[list[int]]:
-        """Token ids of each label's words, in the prompt's order. Raises ConfigError (see `check_labels`)."""
+        """Token ids of each label's words (of an encoder: its number), in the prompt's order. Raises ConfigError (see `check_labels`)."""
+        if self._family == "encoder":
+            return [[number] for number in range(len(self._labels))]
         ids = [self._answer_ids(words) for words in self._labels.values()]
         check_labels(dict(zip(self._labels, ids, strict=True)))
         return ids
@@ -206,3 +220,10 @@ def _start_ids(backend: Tokenizer, bos: int | None) -> list[int]:
     """The tokenizer's own first token, where it puts one before every text."""
     ids = backend.encode("", add_special_tokens=True).ids
     return [bos] if bos is not None and ids[:1] == [bos] else []
+
+
+def _around(backend: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after every text."""
+    plain, whole = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+    start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+    return whole[:start], whole[start + len(plain) :]

@@ -16,7 +16,18 @@ from retune.errors import BadInputError
 from retune.inference.base_model import BaseModel
 from retune.inference.encoding import Encoder, Rows, records
 
-__all__ = ["CHUNK", "EncodedRow", "LabelTree", "Packed", "by_tokens", "check_length", "encode_with_answers", "pack", "sorted_batches"]
+__all__ = [
+    "CHUNK",
+    "EncodedRow",
+    "LabelTree",
+    "Packed",
+    "by_tokens",
+    "check_length",
+    "chunks",
+    "encode_with_answers",
+    "pack",
+    "sorted_batches",
+]
 
 CHUNK = 128
 """Tokens of neighbouring short rows that share one attention product."""
@@ -37,6 +48,7 @@ class LabelTree:
     """Token sequences as a tree: what they begin with in common is read once. Its nodes are their proper beginnings, 1 token or longer."""
 
     def __init__(self, labels: Sequence[Sequence[int]]) -> None:
+        self.labels = [list(label) for label in labels]
         nodes: dict[tuple[int, ...], int] = {}
         for label in labels:
             for end in range(1, len(label)):
@@ -83,6 +95,11 @@ class Packed:
     owners: torch.Tensor
     """Number of the row of each answer token, [K]."""
 
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.order)
+
 
 def pack(rows: Sequence[EncodedRow], size: int, device: torch.device | None = None, tree: LabelTree | None = None) -> Packed:
     """size: P. tree: continuations that are laid after each row, each node seeing its row and its own beginning."""
@@ -105,7 +122,7 @@ def pack(rows: Sequence[EncodedRow], size: int, device: torch.device | None = No
             ids.append(tree.ids)
             positions.append(size + length + tree.depths)
     sizes, masks = [], []
-    for chunk in _chunks([length + more for length in lengths]):
+    for chunk in chunks([length + more for length in lengths]):
         mask = _mask(lengths[chunk], tree if more else None)
         sizes.append(len(mask))
         masks.append(torch.from_numpy(np.concatenate([np.zeros((len(mask), size), dtype=np.float32), mask], 1)).to(device))
@@ -122,35 +139,37 @@ def pack(rows: Sequence[EncodedRow], size: int, device: torch.device | None = No
     )
 
 
-def check_length(number: int, row: EncodedRow, soft: int, new: int, context: int) -> None:
-    """soft: P. new: tokens still to be generated or scored after the row. context: positions of the model.
+def check_length(number: int, row: EncodedRow, soft: int, new: int, base: BaseModel) -> None:
+    """soft: P. new: tokens still to be generated or scored after the row.
 
     Raises BadInputError if the row needs more positions than the model has, or has nothing to read.
     """
-    total = soft + len(row) + new
-    if total > context:
+    answer = len(row.answer) + new if base.family == "decoder" else 0  # elsewhere an answer stands apart from what is read
+    total = soft + len(row.prompt) + answer
+    if total > base.context:
         raise BadInputError(
-            f"row {number}: prompt too long: {soft} virtual + {len(row.prompt)} prompt + {len(row.answer) + new} answer tokens = {total}, "
-            f"but the model reads {context}; lower preprocess.max_tokens, tune.num_virtual_tokens or generation.max_new_tokens"
+            f"row {number}: prompt too long: {soft} virtual + {len(row.prompt)} prompt + {answer} answer tokens = {total}, "
+            f"but the model reads {base.context}; lower preprocess.max_tokens, tune.num_virtual_tokens or generation.max_new_tokens"
         )
     if soft + len(row.prompt) == 0:
         raise BadInputError(f"row {number}: the rendered template is empty; a template without soft prompt must give at least one token")
 
 
 def encode_with_answers(base: BaseModel, encoder: Encoder, soft: int, rows: Rows) -> tuple[list[EncodedRow], list[int]]:
-    """Rows with each of their references and the end of the sequence, as training and reference losses read them.
+    """Rows with each of their references and the end of the sequence, as training and reference losses read them. Of an encoder the answer
+    is the number of the label.
 
     soft: P. Returns (one encoded row per reference, number of the row that it belongs to). Raises BadInputError for a row that is too
     long or has no usable target.
     """
-    end = [] if base.eos_id is None else [base.eos_id]
+    end = [] if base.eos_id is None or base.family == "encoder" else [base.eos_id]
     table = records(rows)
     encoded, owners = [], []
     for number, (prompt, answers) in enumerate(zip(encoder.prompts(table), encoder.answers(table), strict=True)):
         encoded += [EncodedRow(prompt, [*answer, *end]) for answer in answers]
         owners += [number] * len(answers)
     for number, row in zip(owners, encoded, strict=True):
-        check_length(number, row, soft, 0, base.context)
+        check_length(number, row, soft, 0, base)
         if not row.answer:
             raise BadInputError(f"row {number}: the answer has no tokens, and the tokenizer has no end of sequence to write after it")
     return encoded, owners
@@ -178,7 +197,7 @@ def by_tokens(items: Iterable[int], lengths: Sequence[int], tokens: int) -> list
     return batches
 
 
-def _chunks(lengths: Sequence[int]) -> list[slice]:
+def chunks(lengths: Sequence[int]) -> list[slice]:
     """Rows that share an attention product."""
     batches = by_tokens(range(len(lengths)), lengths, CHUNK)
     return [slice(batch[0], batch[-1] + 1) for batch in batches]

@@ -13,9 +13,9 @@ from retune.errors import BadInputError, ConfigError, IntegrityError
 from retune.inference.adapters import soft_prompt, tuned_model
 from retune.inference.base_model import BaseModel, open_base_model
 from retune.inference.encoding import Encoder, Rows
-from retune.inference.inputs import EncodedRow, LabelTree, check_length, encode_with_answers, pack, sorted_batches
+from retune.inference.families import family_of, generate_batch, row_losses
+from retune.inference.inputs import EncodedRow, LabelTree, check_length, encode_with_answers, sorted_batches
 from retune.inference.release import Release, read_release
-from retune.inference.scoring import generate_batch, generate_steps, row_losses, score_batch
 
 __all__ = ["PREDICTION", "Predictor", "probability_column"]
 
@@ -35,15 +35,16 @@ class Predictor:
     def __init__(self, base: BaseModel, prompt: Prompt, tensors: Mapping[str, torch.Tensor]) -> None:
         """tensors: what was tuned, as in a release; empty: the template alone. `base` stays as it is.
 
-        Raises ConfigError for labels that cannot be told apart, BadInputError for a tensor that does not fit the base model.
+        Raises ConfigError for labels that cannot be told apart, BadInputError for a tensor, a task or a method that does not fit the base
+        model.
         """
-        self.base, self._prefix = tuned_model(base, prompt.tune, tensors)
+        self.base, self._prefix = tuned_model(base, prompt, tensors)
         self.prompt = prompt
         soft = soft_prompt(prompt.tune, tensors)
         self.soft_prompt = None if soft is None else soft.detach().to(base.device)
         """[P, H]; None where something else was tuned, or nothing."""
-        self._on_base = soft is not None or not tensors
-        self._encoder = Encoder(prompt, base.tokenizer)
+        self._on_base = base.family == "decoder" and (soft is not None or not tensors)
+        self._encoder = Encoder(prompt, base.tokenizer, base.family)
         self._labels = self._encoder.labels() if prompt.task == "classification" else []
 
     @classmethod
@@ -89,7 +90,8 @@ class Predictor:
         return pd.DataFrame({PREDICTION: predictions, **columns})
 
     def score_labels(self, rows: Rows) -> torch.Tensor:
-        """Log-probability of each label's words after each row, [N, C] in the order of the prompt's labels, fp32 on the CPU.
+        """Log-probability of each label's words after each row, [N, C] in the order of the prompt's labels, fp32 on the CPU. Of an encoder:
+        of the label itself.
 
         Raises ConfigError for a prompt without labels.
         """
@@ -99,7 +101,7 @@ class Predictor:
         encoded = self._encode(rows, self.answer_tokens)
         out = torch.zeros(len(encoded), len(self._labels))
         for numbers in sorted_batches(encoded, TOKENS, len(tree)):
-            out[numbers] = score_batch(self.base, self._prefix, [encoded[i] for i in numbers], tree).cpu()
+            out[numbers] = family_of(self.base).score_batch(self.base, self._prefix, [encoded[i] for i in numbers], tree).cpu()
         return out
 
     def generate(self, rows: Rows) -> list[str]:
@@ -120,7 +122,8 @@ class Predictor:
         encoded = self._encode([row], settings.max_new_tokens)
         ids: list[int] = []
         sent = ""
-        for (token,) in generate_steps(self.base, self._prefix, encoded, settings.max_new_tokens, settings.temperature):
+        steps = family_of(self.base).generate_steps(self.base, self._prefix, encoded, settings.max_new_tokens, settings.temperature)
+        for (token,) in steps:
             ids += [] if token is None else [token]
             text = self._decode(ids).strip()
             if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(sent):  # else: a character is still in the making
@@ -138,7 +141,8 @@ class Predictor:
         encoded, owners = encode_with_answers(self.base, self._encoder, self._soft_tokens, rows)
         losses = np.zeros(len(encoded))
         for numbers in sorted_batches(encoded, TOKENS):
-            losses[numbers] = row_losses(self.base, self._prefix, pack([encoded[i] for i in numbers], self._soft_tokens, self.base.device))
+            laid = family_of(self.base).lay(self.base, self._prefix, [encoded[i] for i in numbers])
+            losses[numbers] = row_losses(self.base, self._prefix, laid)
         sums, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
         rows_of = np.array(owners, dtype=np.int64)
         np.add.at(sums, rows_of, losses)
@@ -161,7 +165,8 @@ class Predictor:
         more than a soft prompt.
         """
         if not self._on_base:
-            raise BadInputError(f"{self.prompt.name}: tune.method {self.prompt.tune.method} changes more than what the model reads")
+            what = f"tune.method {self.prompt.tune.method}" if self.base.family == "decoder" else f"an {self.base.family}"
+            raise BadInputError(f"{self.prompt.name}: prompt embeddings are all that a soft prompt on a decoder needs; this is {what}")
         (encoded,) = self._encode([row], self.answer_tokens)
         tokens = self.base.embed(torch.tensor(encoded.prompt, dtype=torch.long, device=self.base.device))
         return (tokens if self.soft_prompt is None else torch.cat([self.soft_prompt.to(self.base.dtype), tokens])).cpu()
@@ -183,5 +188,5 @@ class Predictor:
         """new: answer tokens for which the context must leave room."""
         encoded = [EncodedRow(ids) for ids in self._encoder.prompts(rows)]
         for number, row in enumerate(encoded):
-            check_length(number, row, self._soft_tokens, new, self.base.context)
+            check_length(number, row, self._soft_tokens, new, self.base)
         return encoded

@@ -5,8 +5,9 @@
     adapter/adapter_config.json          PEFT's format (0.21.2): `PeftModel.from_pretrained(base, folder / "adapter")` loads it
     adapter/adapter_model.safetensors    what was tuned, fp32; of a soft prompt `prompt_embeddings` [P, H]
     model/model.safetensors              method full, in place of the adapter: the base model's weights that changed, fp32
+    classifier/model.safetensors         of an encoder: its classification head, `classifier.weight` [C, H] and `classifier.bias` [C], fp32
 
-Method none has neither. No file holds a time, a host or an absolute path.
+Method none has none of the three. No file holds a time, a host or an absolute path.
 """
 
 import hashlib
@@ -27,8 +28,8 @@ from safetensors.torch import load, save
 
 from retune.config import Prompt, Tune, canonical_json
 from retune.errors import BadInputError, IntegrityError
-from retune.inference.adapters import EMBEDDINGS, MODULE, key_value_heads, tuned_model
-from retune.inference.base_model import BaseModel
+from retune.inference.adapters import EMBEDDINGS, HEAD, MODULE, key_value_heads, tuned_model
+from retune.inference.base_model import BaseModel, Family
 
 __all__ = ["FORMAT_VERSION", "Release", "read_release", "write_release"]
 
@@ -38,6 +39,9 @@ PEFT_VERSION = "0.21.2"
 MANIFEST, PROMPT = "manifest.json", "prompt.yaml"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
 WEIGHTS = "model/model.safetensors"
+CLASSIFIER = "classifier/model.safetensors"
+TASK_TYPES: dict[Family, str] = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM"}
+"""PEFT's. Its own classification heads read the first token; ours stands beside the adapter."""
 
 Shapes = dict[str, list[int | None]]
 """Tensor name -> shape; None: a side that only the base model knows."""
@@ -71,14 +75,17 @@ def write_release(folder: Path, prompt: Prompt, tensors: Mapping[str, torch.Tens
         )
     files = {PROMPT: _prompt_yaml(prompt)}
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    head = {name: tensors.pop(name) for name in HEAD if name in tensors}
     config = None if prompt.tune.method in ("none", "full") else _adapter_config(prompt, tensors, base)
-    if wrong := _wrong(prompt.tune, config, tensors):
+    if wrong := _wrong(prompt.tune, config, tensors) or _wrong_values(head):
         raise BadInputError(f"{prompt.name}: tune.method {prompt.tune.method}: {wrong}")
-    tuned_model(base, prompt.tune, tensors)
+    tuned_model(base, prompt, tensors | head)
     if config is not None:
         files[ADAPTER_CONFIG] = json.dumps(config, indent=2, sort_keys=True).encode()
     if prompt.tune.method != "none":
-        files[_weights_file(prompt.tune)] = save(dict(tensors), metadata={"format": "pt"})
+        files[_weights_file(prompt.tune)] = save(tensors, metadata={"format": "pt"})
+    if head:
+        files[CLASSIFIER] = save(head, metadata={"format": "pt"})
     manifest = {
         "format_version": FORMAT_VERSION,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
@@ -127,7 +134,7 @@ def read_release(folder: Path, release_id: str | None = None) -> Release:
     expected = {PROMPT}
     if prompt.tune.method != "none":
         expected |= {WEIGHTS} if prompt.tune.method == "full" else {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
-    if set(contents) != expected:
+    if set(contents) - {CLASSIFIER} != expected:
         raise IntegrityError(f"{folder}: method {prompt.tune.method} must have the files {sorted(expected)}, got {sorted(contents)}")
     recorded = manifest["base_model"]
     if prompt.base_model.model_dump(exclude={"sha256"}, exclude_none=True) != {
@@ -166,7 +173,7 @@ def _adapter_config(prompt: Prompt, tensors: Mapping[str, torch.Tensor], base: B
         "inference_mode": True,
         "peft_version": PEFT_VERSION,
         "revision": prompt.base_model.revision,
-        "task_type": "CAUSAL_LM",
+        "task_type": TASK_TYPES[base.family],
         **_declared(tune),
     }
     if tune.method in ("lora", "ia3"):
@@ -215,6 +222,10 @@ def _wrong(tune: Tune, config: Mapping[str, Any] | None, tensors: Mapping[str, t
                 return f"{name} must be {shape}, got {found}"
     elif tune.method == "none" and tensors:
         return f"must hold no tensor, got {sorted(tensors)}"
+    return _wrong_values(tensors)
+
+
+def _wrong_values(tensors: Mapping[str, torch.Tensor]) -> str | None:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             return f"{name} must be of torch.float32, got {list(tensor.shape)} of {tensor.dtype}"
@@ -289,12 +300,15 @@ def _read_tensors(folder: Path, tune: Tune, contents: Mapping[str, bytes]) -> di
                 if config[name] != value:
                     raise IntegrityError(f"{folder / ADAPTER_CONFIG}: {name} must be {value} for method {tune.method}, got {config[name]}")
         tensors: dict[str, torch.Tensor] = load(contents[_weights_file(tune)])
-        wrong = _wrong(tune, config, tensors)
+        head: dict[str, torch.Tensor] = load(contents[CLASSIFIER]) if CLASSIFIER in contents else {}
+        wrong = _wrong(tune, config, tensors) or _wrong_values(head)
+        if head and tuple(sorted(head)) != tuple(sorted(HEAD)):
+            wrong = f"the classification head must be {', '.join(HEAD)}, got {sorted(head)}"
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise IntegrityError(f"{file.parent} does not hold what method {tune.method} releases: {error!r}") from None
     if wrong:
         raise IntegrityError(f"{file}: {wrong}")
-    return tensors
+    return tensors | head
 
 
 def _umask() -> int:

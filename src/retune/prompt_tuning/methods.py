@@ -1,5 +1,6 @@
 """The methods by name (`tune.method` in a prompt file), and the one entry to them."""
 
+import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -7,17 +8,21 @@ import torch
 
 from retune.config import Prompt, Tune
 from retune.errors import BadInputError
+from retune.inference.adapters import tuned_model, untrained_head
 from retune.inference.base_model import BaseModel, set_threads
 from retune.inference.encoding import Encoder, Rows
+from retune.inference.families import check_fits
 from retune.inference.inputs import EncodedRow, encode_with_answers
 from retune.prompt_tuning.checkpoints import Checkpoint, Stop
 from retune.prompt_tuning.initial import initial_prompt
 from retune.prompt_tuning.prefixes import EncodedPrompt, LayerPrefix, SoftPrompt
 from retune.prompt_tuning.result import TuneResult
 from retune.prompt_tuning.trainer import OnStep, Tuned, optimise, validation_batches, validation_loss
-from retune.prompt_tuning.weights import AllWeights, ia3, lora
+from retune.prompt_tuning.weights import AllWeights, WithHead, ia3, lora
 
 __all__ = ["METHODS", "tune"]
+
+logger = logging.getLogger(__name__)
 
 
 def tune(
@@ -34,16 +39,23 @@ def tune(
     train_rows, validation_rows: rows with the prompt's input fields and its target. on_step, checkpoint, stop: see `optimise`.
     RETUNE_THREADS sets torch's threads.
 
-    Raises BadInputError for an empty split, a row that cannot be used or a layer that the model lacks, ConfigError for a setting that
+    Raises BadInputError for an empty split, a row that cannot be used, a layer that the model lacks or a method that its family does not
+    offer, ConfigError for a setting that
     cannot be used, DivergedError (a StageError that holds the last good tensors) if the loss stops being finite.
     """
     set_threads()
+    check_fits(base, prompt)
     settings = prompt.tune
     if settings.method == "none":
-        validation = validation_batches(base, _encode(base, prompt, 0, validation_rows, "validation"), 0)
-        loss = validation_loss(base, lambda: None, validation)
+        alone, _ = tuned_model(base, prompt, {})
+        validation = validation_batches(alone, _encode(base, prompt, 0, validation_rows, "validation"), None)
+        loss = validation_loss(alone, lambda: None, validation)
         return TuneResult({}, [], 0, 0, loss, loss)
     tuned = METHODS[settings.method](base, settings)
+    if base.family == "encoder":
+        tuned = WithHead(tuned, untrained_head(base, prompt))
+    if base.family != "decoder":
+        logger.warning("%s: the base model is an %s: without the fast path of decoders (no shared prefix)", prompt.name, base.family)
     train = _encode(base, prompt, tuned.size, train_rows, "train")
     validation_split = _encode(base, prompt, tuned.size, validation_rows, "validation")
     return optimise(tuned.base, tuned, train, validation_split, settings, on_step, checkpoint, stop)
@@ -70,6 +82,6 @@ def _encode(base: BaseModel, prompt: Prompt, soft: int, rows: Rows, split: str) 
     if len(rows) == 0:
         raise BadInputError(f"{prompt.name}: the {split} split is empty; land more data or change preprocess.splits")
     try:
-        return encode_with_answers(base, Encoder(prompt, base.tokenizer), soft, rows)[0]
+        return encode_with_answers(base, Encoder(prompt, base.tokenizer, base.family), soft, rows)[0]
     except BadInputError as error:
         raise BadInputError(f"{prompt.name}: {split} split: {error}") from None

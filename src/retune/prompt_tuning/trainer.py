@@ -10,8 +10,8 @@ from retune.config import Tune
 from retune.errors import StageError
 from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel
-from retune.inference.inputs import EncodedRow, Packed, by_tokens, pack, sorted_batches
-from retune.inference.scoring import answer_losses, row_losses
+from retune.inference.families import Laid, family_of, row_losses
+from retune.inference.inputs import EncodedRow, by_tokens, sorted_batches
 from retune.prompt_tuning.checkpoints import Checkpoint, State, Stop, StoppedError
 from retune.prompt_tuning.processes import add_up, is_first, share
 from retune.prompt_tuning.result import CurveRow, DivergedError, TuneResult
@@ -98,7 +98,8 @@ class _Run:
         self.base, self.tuned, self.train, self.settings, self.stop = base, tuned, train, settings, stop
         self.optimizer = torch.optim.AdamW(list(tuned.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.total = total_steps(len(train), settings.batch_size, settings.epochs)
-        self.held_out = validation_batches(base, validation, tuned.size)
+        with torch.no_grad():
+            self.held_out = validation_batches(base, validation, tuned.prefix())
         self.tokens: int | None = None  # of a part of a batch; None: a batch is one part
         self.began = False
         self.step, self.curve = 0, list[CurveRow]()
@@ -214,19 +215,20 @@ class _Run:
             return float(total)
 
     def _part(self, rows: Sequence[EncodedRow], answers: int) -> float:
-        losses = answer_losses(self.base, self.tuned.prefix(), pack(rows, self.tuned.size, self.base.device))
+        arithmetic, prefix = family_of(self.base), self.tuned.prefix()
+        losses = arithmetic.answer_losses(self.base, prefix, arithmetic.lay(self.base, prefix, rows))
         loss = losses.sum() / answers
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         return loss.item()
 
 
-def validation_batches(base: BaseModel, rows: Sequence[EncodedRow], size: int) -> list[Packed]:
-    """The validation split laid out after P = `size` virtual tokens, once for all passes."""
-    return [pack([rows[i] for i in numbers], size, base.device) for numbers in sorted_batches(rows, VALIDATION_TOKENS)]
+def validation_batches(base: BaseModel, rows: Sequence[EncodedRow], prefix: Prefix | None) -> list[Laid]:
+    """The validation split laid out after a prefix of this kind and size, once for all passes."""
+    return [family_of(base).lay(base, prefix, [rows[i] for i in numbers]) for numbers in sorted_batches(rows, VALIDATION_TOKENS)]
 
 
 @torch.no_grad()
-def validation_loss(base: BaseModel, prefix: Callable[[], Prefix | None], batches: Sequence[Packed]) -> float:
+def validation_loss(base: BaseModel, prefix: Callable[[], Prefix | None], batches: Sequence[Laid]) -> float:
     """Mean over all answer tokens of the batches, nats."""
     common = prefix()
     total = torch.tensor(float(sum(row_losses(base, common, batch).sum() for batch in share(batches))), dtype=torch.float64)

@@ -11,11 +11,12 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from retune.errors import BadInputError
-from retune.inference.adapters import MODULE, model_with
+from retune.inference.adapters import HEAD, MODULE, model_with
 from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel
+from retune.prompt_tuning.trainer import Tuned
 
-__all__ = ["Adapter", "AllWeights", "ia3", "lora"]
+__all__ = ["Adapter", "AllWeights", "WithHead", "ia3", "lora"]
 
 ADAPTER = ".default"
 """PEFT's name of a model's only adapter, which its files leave out."""
@@ -66,6 +67,24 @@ class AllWeights:
         return {name: tensor for name, tensor in best.items() if not torch.equal(tensor, self._start[name])}
 
 
+class WithHead:
+    """Whatever a method tunes, and an encoder's classification head with it."""
+
+    def __init__(self, tuned: Tuned, start: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """start: weight [C, H] and bias [C], left as they are."""
+        weight, bias = (tensor.detach().clone().requires_grad_(True) for tensor in start)
+        self._tuned, self._head = tuned, dict(zip(HEAD, (weight, bias), strict=True))
+        self.base, self.size = replace(tuned.base, head=(weight, bias)), tuned.size
+        self.parameters: dict[str, torch.Tensor] = {**tuned.parameters, **self._head}
+
+    def prefix(self) -> Prefix | None:
+        return self._tuned.prefix()
+
+    def released(self, best: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        body = {name: tensor for name, tensor in best.items() if name not in self._head}
+        return self._tuned.released(body) | {name: best[name] for name in self._head}
+
+
 def lora(base: BaseModel, rank: int, alpha: int, modules: Sequence[str] | None, seed: int) -> Adapter:
     """LoRA (arXiv:2106.09685): a product of two thin matrices beside a weight. It starts at 0.
 
@@ -96,8 +115,8 @@ def ia3(base: BaseModel, modules: Sequence[str] | None, seed: int) -> Adapter:
 
 def _linear_layers(base: BaseModel, modules: Sequence[str] | None) -> list[str]:
     """Full names of the layers that `modules` name by their last parts, below the output embedding."""
-    body = f"{base.model.base_model_prefix}."
-    found = [body + name for name, layer in base.model.base_model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
+    head = base.model.get_output_embeddings()
+    found = [name for name, layer in base.model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head]
     known = ", ".join(sorted({name.rpartition(".")[2] for name in found}))
     if modules is None:
         kind = base.model.config.model_type

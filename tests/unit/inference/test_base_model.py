@@ -141,7 +141,7 @@ def test_unknown_architectures_are_refused(saved, tmp_path):
     folder = shutil.copytree(saved[0] / "models/tiny", tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gemma2"}))
-    with pytest.raises(BadInputError, match=r"architecture must be one of gemma, gpt2.*got 'gemma2'"):
+    with pytest.raises(BadInputError, match=r"architecture must be one of bert, gemma.*got 'gemma2'"):
         load_base(folder)
 
 

@@ -6,10 +6,10 @@ import torch
 
 from retune.errors import BadInputError
 from retune.explain import attention_masses, explain, nearest_tokens, token_text
+from retune.inference.decoder import run_prefix
 from retune.inference.encoding import Encoder
 from retune.inference.inputs import EncodedRow, encode_with_answers
 from retune.inference.predictor import Predictor
-from retune.inference.scoring import run_prefix
 from retune.prompt_tuning.trainer import validation_batches, validation_loss
 from retune.recorded import Recorded
 from retune.records import Lineage
@@ -27,6 +27,10 @@ def tuned(base, size=4, **changes):
         Predictor(base, prompt, tiny.tuned(soft_prompt)),
         soft_prompt,
     )
+
+
+def batches(base, rows, size):
+    return validation_batches(base, rows, run_prefix(base, tiny.make_soft_prompt(base, size)))
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -53,7 +57,7 @@ def test_an_effect_is_the_loss_of_a_prompt_made_without_the_token_less_that_of_t
 def test_the_loss_is_the_one_that_tuning_measures(llama):
     release = tuned(llama)
     rows, _ = encode_with_answers(llama, Encoder(release.predictor.prompt, llama.tokenizer), 4, ROWS)
-    expected = validation_loss(llama, lambda: run_prefix(llama, release.soft_prompt), validation_batches(llama, rows, 4))
+    expected = validation_loss(llama, lambda: run_prefix(llama, release.soft_prompt), batches(llama, rows, 4))
     assert explain(release, ROWS).loss == expected
 
 
@@ -62,7 +66,7 @@ def test_masses_are_those_of_transformers_eager_attention(kind):
     """Row by row, on the plain model with its own attention weights; grouped-query attention included."""
     base = tiny.make_base(kind)
     soft_prompt = tiny.make_soft_prompt(base, 5)
-    masses, even = attention_masses(base, soft_prompt, validation_batches(base, ENCODED, 5))
+    masses, even = attention_masses(base, soft_prompt, batches(base, ENCODED, 5))
 
     model = tiny.make_model(kind, len(base.tokenizer))
     model.set_attn_implementation("eager")
@@ -83,8 +87,8 @@ def test_rows_that_share_attention_products_are_told_apart(llama):
     """Many rows in several chunks give the mean of each row alone, weighted by its answer tokens."""
     rows, _ = encode_with_answers(llama, Encoder(tiny.make_summary_prompt(), llama.tokenizer), 4, tiny.make_rows(40))
     soft_prompt = tiny.make_soft_prompt(llama)
-    together, _ = attention_masses(llama, soft_prompt, validation_batches(llama, rows, 4))
-    alone = [attention_masses(llama, soft_prompt, validation_batches(llama, [row], 4))[0] * len(row.answer) for row in rows]
+    together, _ = attention_masses(llama, soft_prompt, batches(llama, rows, 4))
+    alone = [attention_masses(llama, soft_prompt, batches(llama, [row], 4))[0] * len(row.answer) for row in rows]
     torch.testing.assert_close(together, torch.stack(alone).sum(0) / sum(len(row.answer) for row in rows), rtol=0, atol=1e-6)
 
 

@@ -1,4 +1,5 @@
 import pytest
+import tiny
 import torch
 
 from retune.errors import BadInputError
@@ -66,17 +67,19 @@ def test_chunks_are_whole_rows_and_hold_all_tokens():
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_its_figures():
-    check_length(3, EncodedRow([1] * 10, [2] * 4), 20, 0, 34)
+    base = tiny.make_base(context=34)
+    check_length(3, EncodedRow([1] * 10, [2] * 4), 20, 0, base)
     with pytest.raises(
         BadInputError, match=r"row 3: prompt too long: 20 virtual \+ 10 prompt \+ 5 answer tokens = 35, but the model reads 34"
     ):
-        check_length(3, EncodedRow([1] * 10, [2] * 4), 20, 1, 34)
+        check_length(3, EncodedRow([1] * 10, [2] * 4), 20, 1, base)
 
 
 def test_a_row_with_nothing_to_read_is_refused():
-    check_length(0, EncodedRow([], [2]), 1, 0, 34)
+    base = tiny.make_base(context=34)
+    check_length(0, EncodedRow([], [2]), 1, 0, base)
     with pytest.raises(BadInputError, match="row 0: the rendered template is empty"):
-        check_length(0, EncodedRow([], [2]), 0, 0, 34)
+        check_length(0, EncodedRow([], [2]), 0, 0, base)
 
 
 def test_batches_hold_rows_of_like_length_whatever_order_they_come_in():

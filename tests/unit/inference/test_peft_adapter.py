@@ -9,10 +9,10 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from retune.errors import BadInputError
+from retune.inference.decoder import logits_at, run_packed, run_prefix
 from retune.inference.inputs import EncodedRow, pack
 from retune.inference.predictor import Predictor
 from retune.inference.release import read_release, write_release
-from retune.inference.scoring import logits_at, run_packed, run_prefix
 from retune.peft_adapter import read_adapter
 
 ROWS = [EncodedRow([10, 11, 12, 13, 14, 15]), EncodedRow([30, 31]), EncodedRow([50, 51, 52])]

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from retune.config import Prompt, canonical_json
-from retune.inference.base_model import BaseModel, load_base
+from retune.inference.base_model import ARCHITECTURES, BaseModel, Family, load_base
 from retune.inference.inputs import EncodedRow
 
 PAD, EOS, BOS = "<pad>", "<eos>", "<bos>"
@@ -40,8 +40,10 @@ WORDS = [
 TEMPLATE = "Ticket: {text}\nPriority:"
 
 
-def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
-    """BPE on sentences of WORDS that keeps spaces as they are and spells what it does not know in bytes."""
+def make_tokenizer(bos: bool = False, family: Family = "decoder") -> PreTrainedTokenizerFast:
+    """BPE on sentences of WORDS that keeps spaces as they are and spells what it does not know in bytes.
+
+    An encoder's puts BOS and EOS around a text, an encoder-decoder's EOS behind it."""
     rng = random.Random(0)
     texts = [f"Ticket: {' '.join(rng.choices(WORDS, k=8))}\nPriority: {rng.choice(['low', 'medium', 'high'])}" for _ in range(200)]
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=None))
@@ -53,6 +55,11 @@ def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     spec = json.loads(tokenizer.to_str())
     spec["added_tokens"] = [x for x in spec["added_tokens"] if x["content"] in special]  # bytes are ordinary tokens
     tokenizer = Tokenizer.from_str(json.dumps(spec))
+    if family != "decoder":
+        single = f"{BOS} $A {EOS}" if family == "encoder" else f"$A {EOS}"
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BOS, EOS)]
+        )
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, bos_token=BOS if bos else None)
@@ -64,21 +71,32 @@ def make_model(kind: str, vocab: int, dtype: torch.dtype = torch.float32, std: f
     settings: dict[str, Any] = {"vocab_size": vocab, "initializer_range": std, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
     if kind == "gpt2":
         settings |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": context}
+    elif ARCHITECTURES[kind] == "encoder":
+        settings |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        settings |= {"max_position_embeddings": context}
+    elif ARCHITECTURES[kind] == "encoder-decoder":
+        settings |= {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_kv": 8, "d_ff": 64, "decoder_start_token_id": 0}
+        settings |= {"initializer_factor": std / 0.2}
     else:
         settings |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
         settings |= {"intermediate_size": 64, "max_position_embeddings": context}
     config = AutoConfig.for_model(kind, **(settings | more))
-    return AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)
+    if ARCHITECTURES[kind] == "encoder":
+        model = AutoModel.from_config(config, add_pooling_layer=False)
+    else:
+        loader = AutoModelForCausalLM if ARCHITECTURES[kind] == "decoder" else AutoModelForSeq2SeqLM
+        model = loader.from_config(config)
+    return model.to(dtype).eval().requires_grad_(False)
 
 
 def make_base(kind: str = "llama", **more: Any) -> BaseModel:
     """In memory, with a made-up hash."""
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(family=ARCHITECTURES[kind])
     return BaseModel(make_model(kind, len(tokenizer), **more), tokenizer, SHA, "1" * 64)
 
 
 def save_base(folder: Path, kind: str = "llama", **more: Any) -> BaseModel:
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(family=ARCHITECTURES[kind])
     make_model(kind, len(tokenizer), **more).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load_base(folder)

@@ -12,10 +12,10 @@ from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptEnc
 from retune.config import Tune
 from retune.errors import BadInputError, IntegrityError
 from retune.inference.adapters import tuned_model
+from retune.inference.decoder import answer_losses, logits_at, run_packed
 from retune.inference.inputs import EncodedRow, pack
 from retune.inference.predictor import Predictor
 from retune.inference.release import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS, read_release, write_release
-from retune.inference.scoring import answer_losses, logits_at, run_packed
 from retune.prompt_tuning import METHODS, tune
 from retune.prompt_tuning.checkpoints import Checkpoint
 
@@ -122,7 +122,7 @@ def test_peft_loads_the_adapter_of_a_release_and_computes_the_same(base, method,
     tensors = tuned.released({name: parameter.detach() for name, parameter in tuned.parameters.items()})
     write_release(tmp_path / "release", prompt, tensors, base, {})
     theirs = PeftModel.from_pretrained(tiny.make_model(kind_of(base), len(base.tokenizer)), tmp_path / "release/adapter").eval()
-    model, prefix = tuned_model(base, settings, read_release(tmp_path / "release").tensors)
+    model, prefix = tuned_model(base, prompt, read_release(tmp_path / "release").tensors)
     batch, packed = tiny.padded(ROWS, "right"), pack(ROWS, tuned.size)
     with torch.no_grad():
         expected = theirs(input_ids=batch.ids, attention_mask=batch.mask).logits
@@ -196,7 +196,7 @@ def test_all_weights_release_only_those_that_changed_and_ties_hold():
     values = {name: parameter.detach().clone() for name, parameter in tuned.parameters.items()}
     values["transformer.wte.weight"] += 1
     assert list(tuned.released(values)) == ["transformer.wte.weight"]
-    model, _ = tuned_model(base, Tune(method="full"), tuned.released(values))
+    model, _ = tuned_model(base, tiny.make_prompt(tune={"method": "full"}), tuned.released(values))
     assert model.model.lm_head.weight is model.model.transformer.wte.weight
     assert torch.equal(model.model.lm_head.weight, base.model.lm_head.weight + 1)
     assert model.model.transformer.ln_f.weight is base.model.transformer.ln_f.weight
@@ -278,7 +278,7 @@ def test_an_adapter_that_does_not_agree_with_the_prompt_file_is_refused(llama, t
 def test_embeddings_are_all_that_another_server_needs_for_a_soft_prompt_only(llama, method):
     model = Predictor(llama, tiny.make_prompt(tune=SETTINGS | {"method": method}), tensors_of(llama, method))
     assert model.soft_prompt is None
-    with pytest.raises(BadInputError, match=f"method {method} changes more than what the model reads"):
+    with pytest.raises(BadInputError, match=f"a soft prompt on a decoder needs; this is tune.method {method}"):
         model.prompt_embeddings(TRAIN[0])
 
 

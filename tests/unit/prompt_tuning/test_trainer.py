@@ -8,9 +8,10 @@ from peft import PromptTuningConfig, get_peft_model
 
 from retune.config import Tune
 from retune.errors import StageError
+from retune.inference import decoder
+from retune.inference.decoder import run_prefix
 from retune.inference.encoding import Encoder
 from retune.inference.inputs import EncodedRow, encode_with_answers
-from retune.inference.scoring import run_prefix
 from retune.prompt_tuning import DivergedError, initial_prompt, trainer
 from retune.prompt_tuning.checkpoints import Checkpoint, Stop, StoppedError
 from retune.prompt_tuning.prefixes import SoftPrompt
@@ -36,7 +37,7 @@ def test_tuning_lowers_the_validation_loss(base):
     result = run(base)
     assert result.best_validation_loss < 0.9 * result.initial_validation_loss
     assert result.steps == 16
-    batches = validation_batches(base, encoded(base, 24, 1), 4)
+    batches = validation_batches(base, encoded(base, 24, 1), run_prefix(base, result.best["prompt_embeddings"]))
     assert validation_loss(base, lambda: run_prefix(base, result.best["prompt_embeddings"]), batches) == result.best_validation_loss
 
 
@@ -127,13 +128,13 @@ def test_training_that_spoils_validation_returns_where_it_started(llama):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_hands_over_the_best_prompt(llama, monkeypatch):
-    real, calls = trainer.answer_losses, []
+    real, calls = decoder.answer_losses, []
 
     def fails_at_seven(*arguments):
-        calls.append(1)
-        return real(*arguments) * (torch.nan if len(calls) == 7 else 1)
+        calls.extend([1] if torch.is_grad_enabled() else [])
+        return real(*arguments) * (torch.nan if len(calls) == 7 and torch.is_grad_enabled() else 1)
 
-    monkeypatch.setattr(trainer, "answer_losses", fails_at_seven)
+    monkeypatch.setattr(decoder, "answer_losses", fails_at_seven)
     with pytest.raises(DivergedError, match=r"training loss must be finite, got nan at step 7 .*lower tune.learning_rate.*step 5") as error:
         run(llama)
     assert isinstance(error.value, StageError)
@@ -153,9 +154,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(llama):
         def backward(ctx, gradient):
             return gradient * torch.inf
 
-    real = trainer.answer_losses
+    real = decoder.answer_losses
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "answer_losses", lambda *arguments: Exploding.apply(real(*arguments)))
+        patch.setattr(decoder, "answer_losses", lambda *arguments: Exploding.apply(real(*arguments)))
         with pytest.raises(DivergedError, match=r"gradient norm must be finite, got (nan|inf) at step 1"):
             run(llama)
 
@@ -171,20 +172,27 @@ def test_a_low_learning_rate_warns(llama, caplog):
 
 def test_memory_that_does_not_suffice_halves_the_parts_and_changes_no_step(llama, monkeypatch, caplog):
     whole = run(llama, epochs=1)
-    real, most = trainer.answer_losses, []
+    real, most = decoder.answer_losses, []
 
     def small(base, prefix, packed):
-        if len(packed.ids) > 60 and torch.is_grad_enabled():
-            raise torch.OutOfMemoryError
-        most.append(len(packed.ids))
+        if torch.is_grad_enabled():
+            if len(packed.ids) > 60:
+                raise torch.OutOfMemoryError
+            most.append(len(packed.ids))
         return real(base, prefix, packed)
 
-    monkeypatch.setattr(trainer, "answer_losses", small)
+    monkeypatch.setattr(decoder, "answer_losses", small)
     parted = run(llama, epochs=1)
     assert "out of memory: batches go through in parts of at most" in caplog.text
     assert [row["train_loss"] for row in parted.curve] == pytest.approx([row["train_loss"] for row in whole.curve], rel=1e-4)
     assert max(most) <= 60
-    monkeypatch.setattr(trainer, "answer_losses", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError))
+
+    def smaller(*arguments):
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(decoder, "answer_losses", smaller)
     with pytest.raises(StageError, match=r"out of memory on a single row of \d+ tokens after 4 virtual ones; lower preprocess.max_tokens"):
         run(llama, epochs=1)
 

@@ -1,4 +1,4 @@
-"""The model's arithmetic: losses over answers, log-probabilities of labels, generation. No text, no files.
+"""The arithmetic of a decoder: losses over answers, log-probabilities of labels, generation. No text, no files.
 
 The output embedding runs at the positions that are asked for only.
 """
@@ -17,11 +17,13 @@ from retune.inference.base_model import BaseModel
 from retune.inference.inputs import EncodedRow, LabelTree, Packed, pack
 
 __all__ = [
+    "LOGITS",
     "answer_losses",
-    "generate_batch",
+    "draw",
     "generate_steps",
+    "generators",
+    "lay",
     "logits_at",
-    "row_losses",
     "run_packed",
     "run_pass",
     "run_prefix",
@@ -36,8 +38,14 @@ def run_prefix(base: BaseModel, soft_prompt: torch.Tensor) -> Prefix:
     """Runs the soft prompt [P, H] through the frozen model; gradients flow into it."""
     run = PrefixRun()
     vectors = soft_prompt.to(base.dtype)
-    hidden = run_pass(base, vectors, torch.arange(len(vectors), device=vectors.device), run)
+    positions = base.first_position + torch.arange(len(vectors), device=vectors.device)
+    hidden = run_pass(base, vectors, positions, run)
     return Prefix(tuple(run.keys), tuple(run.values), hidden[-1])
+
+
+def lay(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow]) -> Packed:
+    """The rows as they follow the prefix, with their answers."""
+    return pack(rows, 0 if prefix is None else prefix.size, base.device)
 
 
 def run_packed(
@@ -60,13 +68,6 @@ def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> tor
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), packed.targets, reduction="none")
     losses: torch.Tensor = _HeadLoss.apply(hidden, weight, bias, packed.targets)  # type: ignore[no-untyped-call]
     return losses
-
-
-@torch.no_grad()
-def row_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> np.ndarray:
-    """Negative log-likelihood of each row's answer in nats, [N], fp64."""
-    losses = answer_losses(base, prefix, packed)
-    return np.bincount(packed.owners.cpu().numpy(), weights=losses.double().cpu().numpy(), minlength=len(packed.order))
 
 
 def logits_at(base: BaseModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -97,18 +98,6 @@ def score_batch(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRo
     return scores
 
 
-def generate_batch(
-    base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow], max_new_tokens: int, temperature: float = 0.0
-) -> list[list[int]]:
-    """Tokens that the model writes after each row, up to and without a stop token. Arguments as for `generate_steps`."""
-    written: list[list[int]] = [[] for _ in rows]
-    for tokens in generate_steps(base, prefix, rows, max_new_tokens, temperature):
-        for text, token in zip(written, tokens, strict=True):
-            if token is not None:
-                text.append(token)
-    return written
-
-
 @torch.no_grad()
 def generate_steps(
     base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow], max_new_tokens: int, temperature: float = 0.0
@@ -128,11 +117,11 @@ def generate_steps(
     last = _at(prefix, hidden, packed.ends)  # [N, H]
     lengths = torch.tensor([len(row) for row in rows], device=base.device)
     cache = _room(base, prefix, kept, packed, lengths, max_new_tokens)
-    draws = [_generator(row) for row in rows] if temperature > 0 else []
+    draws = generators(rows) if temperature > 0 else []
     done = [False] * len(rows)
     for step in range(max_new_tokens):
         logits = logits_at(base, last)  # [N, V]
-        tokens = _draw(logits, temperature, draws) if draws else logits.argmax(-1).tolist()
+        tokens = draw(logits, temperature, draws) if draws else logits.argmax(-1).tolist()
         done = [ended or token in base.stop_ids for ended, token in zip(done, tokens, strict=True)]
         yield [None if ended else token for ended, token in zip(done, tokens, strict=True)]
         if all(done) or step == max_new_tokens - 1:
@@ -233,12 +222,13 @@ def _room(
     return caches
 
 
-def _generator(row: EncodedRow) -> torch.Generator:
-    digest = hashlib.sha256(" ".join(map(str, row.prompt)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+def generators(rows: Sequence[EncodedRow]) -> list[torch.Generator]:
+    """One per row, seeded by the row's own tokens."""
+    digests = [hashlib.sha256(" ".join(map(str, row.prompt)).encode()).digest() for row in rows]
+    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")) for digest in digests]
 
 
-def _draw(logits: torch.Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
+def draw(logits: torch.Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
     """logits: [B, V] -> one token per row."""
     shares = (logits / temperature).softmax(-1).cpu()
     return [int(torch.multinomial(row, 1, generator=g)) for row, g in zip(shares, generators, strict=True)]
