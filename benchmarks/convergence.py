@@ -35,10 +35,13 @@ __all__ = ["measure"]
 ROOT = Path(__file__).parents[1]
 PROMPT = "ticket_priority"
 FIGURE = "seconds to a validation loss"
-LEARNING_RATES = (0.003, 0.01, 0.03, 0.1)
-SEEDS = (13, 14, 15)
-EVERY = 10
+LEARNING_RATES = (0.01, 0.03, 0.1)
+SEEDS = (13, 14)
+EPOCHS = 4
+EVERY = 20
 """Steps between validations."""
+NEAR = 1.01
+"""A loss counts as reached from here, for both sides: two curves of the same arithmetic differ by more than that in places."""
 TOKENS = 2048
 """Tokens of a batch of PEFT's validation, which is sorted by length."""
 
@@ -70,9 +73,9 @@ class Run:
 
 
 def measure(quick: bool) -> list[Row]:
-    changes = {"tune.validate_every": EVERY, **({"tune.epochs": 2} if quick else {})}
+    changes = {"tune.validate_every": EVERY, "tune.epochs": 1 if quick else EPOCHS}
     prompt = override(load_prompt(ROOT / f"prompts/{PROMPT}.yaml"), changes)
-    rates, seeds = (LEARNING_RATES[1:3], SEEDS[:1]) if quick else (LEARNING_RATES, SEEDS)
+    rates, seeds = (LEARNING_RATES[:2], SEEDS[:1]) if quick else (LEARNING_RATES, SEEDS)
     path = find_base_model(prompt.base_model, ROOT)
     base = load_base(path)
     transformers_logging.disable_progress_bar()
@@ -90,7 +93,7 @@ def measure(quick: bool) -> list[Row]:
             runs["retune"][rate] = _retune_run(base, trial, splits)
             found = ", ".join(f"{side} {of[rate].best:.4f} in {of[rate].seconds[-1]:.1f} s" for side, of in runs.items())
             say(f"convergence, seed {seed}, learning rate {rate:g}: {found}")
-        goal = min(run.best for run in runs["peft"].values())
+        goal = NEAR * min(run.best for run in runs["peft"].values())
         goals.append(goal)
         for side, of in runs.items():
             best = min(of.values(), key=lambda run: run.best)
@@ -112,10 +115,11 @@ def measure(quick: bool) -> list[Row]:
 
 
 def _splits(prompt: Prompt) -> PreprocessResult:
-    """Of the prompt's first batch, through the product's own ingest and preprocess."""
+    """Of the prompt's first two batches, through the product's own ingest and preprocess."""
     with tempfile.TemporaryDirectory(prefix="retune-bench-") as temporary:
         folder = Path(temporary)
-        shutil.copytree(ROOT / f"examples/batches/{prompt.name}/1", folder / "landing")
+        for batch in ("1", "2"):
+            shutil.copytree(ROOT / f"examples/batches/{prompt.name}/{batch}", folder / "landing", dirs_exist_ok=True)
         landed = enumerate(open_objects("landing", root=folder).objects)
         results = [ingest_object(prompt, item, number, folder / "parts") for number, item in landed]
         return preprocess(read_parts([folder / "parts" / result.part for result in results if result.part]), prompt)

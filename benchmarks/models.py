@@ -15,8 +15,9 @@ import torch
 from peft import PromptTuningConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel
-from retune.inference.decoder import answer_losses, run_prefix
+from retune.inference.decoder import answer_losses
 from retune.inference.inputs import EncodedRow, pack
 
 __all__ = [
@@ -121,7 +122,7 @@ def retune_loop(base: BaseModel, start: torch.Tensor) -> Loop:
     def run(rows: Sequence[EncodedRow]) -> float:
         begun = time.perf_counter()
         for at in range(0, len(rows), B):
-            loss = answer_losses(base, run_prefix(base, soft), pack(rows[at : at + B], len(soft), base.device)).mean()
+            loss = answer_losses(base, Prefix(vectors=soft), pack(rows[at : at + B], len(soft), base.device)).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_([soft], 1.0)

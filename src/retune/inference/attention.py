@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["DENSE", "IMPLEMENTATION", "Decoding", "PackedRows", "Pass", "Prefix", "PrefixRun"]
+__all__ = ["DENSE", "IMPLEMENTATION", "Decoding", "PackedRows", "Pass", "Prefix", "PrefixAndRows", "PrefixRun"]
 
 IMPLEMENTATION = "retune"
 """Name of the attention implementation."""
@@ -39,7 +39,8 @@ class Pass(Protocol):
 class Prefix:
     """What stands before every row: what the soft prompt leaves behind in the model, or what was tuned in its place (prefix tuning).
 
-    Where attention looks ahead the soft prompt sees the row, nothing of it can be computed before: it is kept as it is."""
+    Where attention looks ahead the soft prompt sees the row, so that nothing of it can be computed before, and where it changes with each
+    step nothing is worth it: it is kept as it is."""
 
     keys: tuple[torch.Tensor, ...] = ()
     """Per layer [G, P, D]."""
@@ -48,7 +49,7 @@ class Prefix:
     """Hidden state of the last virtual token, [hidden size]: it predicts the first token of a row without a prompt. None where keys and
     values were given and no token was read."""
     vectors: torch.Tensor | None = None
-    """The soft prompt itself, [P, hidden size], in place of keys and values: of an encoder and an encoder-decoder."""
+    """The soft prompt itself, [P, hidden size], in place of keys and values: while it is tuned, and for a model with an encoder."""
 
     @property
     def size(self) -> int:
@@ -85,15 +86,26 @@ class PackedRows:
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         if self.kept is not None:
             self.kept.append((k, v))
-        k, v = _for_all_heads(q, k, v)
-        prefix = None if self.prefix is None else _for_all_heads(q, self.prefix.keys[layer], self.prefix.values[layer])
-        sizes, parts = list(self.sizes), []
-        rows = (torch.split(x, sizes, 1) for x in (q * scale, k, v))
-        for queries, keys, values, mask in zip(*rows, self.masks, strict=True):
-            if prefix is not None:
-                keys, values = torch.cat([prefix[0], keys], 1), torch.cat([prefix[1], values], 1)
-            parts.append(_attend(queries, keys, values, mask.to(q.device)).transpose(0, 1))
-        return torch.cat(parts)
+        prefix = None if self.prefix is None else (self.prefix.keys[layer], self.prefix.values[layer])
+        return _attend_rows(prefix, self.sizes, self.masks, q * scale, k, v)
+
+
+@dataclass
+class PrefixAndRows:
+    """A run over the virtual tokens and, behind them, the rows that each follow them: what a training step needs, in one."""
+
+    size: int
+    """P: the first tokens."""
+    sizes: Sequence[int]
+    """As in `PackedRows`."""
+    masks: Sequence[torch.Tensor]
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        prefix = PrefixRun()
+        rows = [self.size, k.shape[1] - self.size]
+        (first_q, q), (first_k, k), (first_v, v) = (torch.split(x, rows, 1) for x in (q, k, v))
+        first = prefix.attend(layer, first_q, first_k, first_v, scale)
+        return torch.cat([first, _attend_rows((first_k, first_v), self.sizes, self.masks, q * scale, k, v)])
 
 
 @dataclass
@@ -128,6 +140,25 @@ class Decoding:
             weights = torch.cat([shared, scores], -1).softmax(-1)
             out = weights[..., keys.shape[1] :] @ own_values + weights[..., : keys.shape[1]] @ values[:, None]
         return out.permute(1, 0, 2, 3).reshape(rows, heads, size)
+
+
+def _attend_rows(
+    prefix: tuple[torch.Tensor, torch.Tensor] | None,
+    sizes: Sequence[int],
+    masks: Sequence[torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+) -> torch.Tensor:
+    """prefix: keys and values [G, P, D]; q: [H, T, D], scaled; k, v: [G, T, D]. Returns [T, H, D]."""
+    k, v = _for_all_heads(q, k, v)
+    before = None if prefix is None else _for_all_heads(q, *prefix)
+    parts = []
+    for queries, keys, values, mask in zip(*(torch.split(x, list(sizes), 1) for x in (q, k, v)), masks, strict=True):
+        if before is not None:
+            keys, values = torch.cat([before[0], keys], 1), torch.cat([before[1], values], 1)
+        parts.append(_attend(queries, keys, values, mask.to(q.device)).transpose(0, 1))
+    return torch.cat(parts)
 
 
 def _for_all_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from retune.errors import BadInputError
-from retune.inference.attention import IMPLEMENTATION, Decoding, PackedRows, Pass, Prefix, PrefixRun
+from retune.inference.attention import IMPLEMENTATION, Decoding, PackedRows, Pass, Prefix, PrefixAndRows, PrefixRun
 from retune.inference.base_model import BaseModel
 from retune.inference.inputs import EncodedRow, LabelTree, Packed, pack
 
@@ -56,12 +56,23 @@ def run_packed(
     return run_pass(base, base.embed(packed.ids), packed.positions, PackedRows(prefix, packed.sizes, masks, kept))
 
 
+def _run_together(base: BaseModel, soft_prompt: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """Hidden states of the soft prompt [P, H], then of all tokens: [P + T, H]."""
+    size = len(soft_prompt)
+    vectors = torch.cat([soft_prompt.to(base.dtype), base.embed(packed.ids)])
+    positions = torch.cat([torch.arange(size, device=base.device), packed.positions])
+    return run_pass(base, vectors, positions, PrefixAndRows(size, packed.sizes, [mask.to(base.dtype) for mask in packed.masks]))
+
+
 def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> torch.Tensor:
     """Cross entropy of each answer token in nats, [K], fp32; gradients flow into the prefix and into weights that are tuned.
 
-    Raises BadInputError for a row without a prompt after a prefix that predicts nothing.
+    A soft prompt as it is runs with the rows, in one. Raises BadInputError for a row without a prompt after a prefix that predicts nothing.
     """
-    hidden = _at(prefix, run_packed(base, prefix, packed), packed.sources)
+    if prefix is not None and prefix.vectors is not None:
+        hidden = _run_together(base, prefix.vectors, packed).index_select(0, packed.sources + len(prefix.vectors))
+    else:
+        hidden = _at(prefix, run_packed(base, prefix, packed), packed.sources)
     weight, bias = _head(base)
     if weight.requires_grad and torch.is_grad_enabled():  # the output embedding learns too: all logits are kept for its gradient
         logits = F.linear(hidden, weight, bias)

@@ -9,7 +9,6 @@ from retune.inference.adapters import EMBEDDINGS, layer_prefix
 from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel
 from retune.inference.decoder import run_prefix
-from retune.inference.families import family_of
 
 __all__ = ["EncodedPrompt", "LayerPrefix", "SoftPrompt"]
 
@@ -24,7 +23,7 @@ class SoftPrompt:
         self.size = len(start)
 
     def prefix(self) -> Prefix | None:
-        return family_of(self.base).run_prefix(self.base, self.values)
+        return Prefix(vectors=self.values)
 
     def released(self, best: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(best)
@@ -50,7 +49,7 @@ class EncodedPrompt:
         self.parameters: dict[str, torch.Tensor] = dict(self._encoder.named_parameters())
 
     def prefix(self) -> Prefix | None:
-        return family_of(self.base).run_prefix(self.base, self._encoder(self._places)[0])
+        return Prefix(vectors=self._encoder(self._places)[0])
 
     @torch.no_grad()
     def released(self, best: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

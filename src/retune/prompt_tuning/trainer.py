@@ -231,6 +231,8 @@ def validation_batches(base: BaseModel, rows: Sequence[EncodedRow], prefix: Pref
 def validation_loss(base: BaseModel, prefix: Callable[[], Prefix | None], batches: Sequence[Laid]) -> float:
     """Mean over all answer tokens of the batches, nats."""
     common = prefix()
+    if common is not None and common.vectors is not None:
+        common = family_of(base).run_prefix(base, common.vectors)  # once for all batches
     total = torch.tensor(float(sum(row_losses(base, common, batch).sum() for batch in share(batches))), dtype=torch.float64)
     total = total.to(base.device)
     add_up(total)
