@@ -101,6 +101,8 @@ class Splits(_Section):
     train: Annotated[float, Field(gt=0, lt=1)] = 0.6
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
     test: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    salt: str = ""
+    """Another word draws other splits with the same shares: releases tuned under the old ones are no longer compared with."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -209,6 +211,10 @@ class Policy(_Section):
     min_gain: Annotated[float, Field(ge=0)] = 0.0
     """Smallest gain of `metric` over the champion that is worth shipping."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """That no release is promoted by luck, over all comparisons on one test split together."""
+    looks_per_test_split: Annotated[int, Field(ge=1)] = 52
+    """Comparisons that a test split is good for, each with an equal share of 1 - confidence (Bonferroni); then splits.salt draws a new
+    one."""
     floors: dict[MetricName, float] = {}
     """Metric -> least value (greatest, where lower is better)."""
     max_slice_gap: Annotated[float | None, Field(gt=0)] = None
@@ -216,11 +222,16 @@ class Policy(_Section):
     min_slice_rows: Annotated[int, Field(ge=1)] = 30
     """Slices with fewer test rows are reported, not guarded."""
     resamples: Annotated[int, Field(ge=100)] = 2000
-    """Bootstrap resamples."""
+    """Bootstrap resamples, at least; as many more are drawn as the share of a look needs."""
     approval: bool = False
     """Ask a person in Airflow before a release is promoted; a run's form may ask for it too, never do without it."""
     approval_hours: Annotated[float, Field(gt=0, le=720)] = 24.0
     """Hours to wait for the answer; without one the champion stays (HOLD)."""
+
+    @property
+    def look_confidence(self) -> float:
+        """Confidence of one comparison, so that all of a test split's together have `confidence`."""
+        return 1 - (1 - self.confidence) / self.looks_per_test_split
 
 
 class Prompt(_Section):

@@ -7,6 +7,7 @@
 | same_test_rows | test rows, their references or the evaluation code differ, or predictions and figures do not belong together | HOLD |
 | complete | a figure of the candidate is missing or no finite number (REJECT), or one of the champion is (HOLD) | REJECT, HOLD |
 | same_splits | the champion was tuned on other splits: it may have seen test rows | HOLD |
+| looks | all comparisons that the test split is good for are spent | HOLD |
 | gain | the metric is measurably worse (REJECT), indistinguishable (HOLD) or rises by less than min_gain (HOLD) | REJECT, HOLD |
 | floors | a metric misses its floor; one gate per floor, named floors.METRIC | REJECT |
 | approval | a person was asked, and refused or did not answer in time | HOLD |
@@ -25,7 +26,7 @@ import pandas as pd
 
 from retune.config import Policy, Splits
 from retune.errors import BadInputError, RetuneError
-from retune.evaluation.comparison import paired_bootstrap
+from retune.evaluation.comparison import ROUNDING, measurably_better, paired_bootstrap
 from retune.evaluation.metrics import Metric, metric_named
 from retune.evaluation.predictions import rows_sha256
 from retune.records import Comparison, Decision, Evaluation, Gate, Verdict
@@ -34,8 +35,6 @@ __all__ = ["Side", "decide", "with_answer"]
 
 T = TypeVar("T")
 
-ROUNDING = 1e-9
-"""Differences of metrics up to this are rounding of floats: they neither promote nor refuse."""
 MAX_NAMED = 5
 """Slices named in one sentence; more are counted."""
 
@@ -62,18 +61,19 @@ def decide(
     *,
     barred: bool,
     same_release: bool,
+    looks: int = 0,
     seed: int = 0,
 ) -> Decision:
     """Verdict of the gate, with every gate and the reasons for a person, the weightiest first.
 
     `labels`: today's, in the prompt's order; empty for task: generation. `barred`: whether the candidate was rolled back and not
-    unbarred. `same_release`: whether the candidate is the champion. `seed` draws the bootstrap's resamples. Fails closed: whatever
-    goes wrong inside a gate is that gate's failure, never a promotion.
+    unbarred. `same_release`: whether the candidate is the champion. `looks`: other comparisons made on this test split before. `seed`
+    draws the bootstrap's resamples. Fails closed: whatever goes wrong inside a gate is that gate's failure, never a promotion.
     """
     compared = _attempt(
         "gain",
         lambda: paired_bootstrap(
-            candidate.predictions, champion.predictions, policy.metric, labels, policy.confidence, policy.resamples, seed
+            candidate.predictions, champion.predictions, policy.metric, labels, policy.look_confidence, policy.resamples, seed
         ),
     )
     checks: list[tuple[str, Callable[[], Gate]]] = [
@@ -82,6 +82,7 @@ def decide(
         ("same_test_rows", partial(_same_test_rows, candidate, champion)),
         ("complete", partial(_complete, candidate.evaluation, champion.evaluation, policy)),
         ("same_splits", partial(_same_splits, candidate.splits, champion.splits)),
+        ("looks", partial(_looks, looks, policy)),
         ("gain", partial(_gain, compared, candidate.evaluation, champion.evaluation, policy.min_gain)),
         *((f"floors.{name}", partial(_floor, candidate.evaluation, name, floor)) for name, floor in policy.floors.items()),
         ("slices", partial(_slices, candidate.evaluation, champion.evaluation, policy)),
@@ -202,7 +203,7 @@ def _same_splits(candidate: Splits | None, champion: Splits | None) -> Gate:
         return Gate("same_splits", True, "The champion was tuned on no rows.")
     if candidate is None:
         return Gate("same_splits", False, "The candidate's splits are not known, so the champion may have been tuned on today's test rows.")
-    ours, theirs = ("/".join(f"{share:g}" for share in (splits.train, splits.validation, splits.test)) for splits in (candidate, champion))
+    ours, theirs = (_split_words(splits) for splits in (candidate, champion))
     if candidate == champion:
         return Gate("same_splits", True, f"Both releases were tuned with the splits {ours}.")
     return Gate(
@@ -211,6 +212,24 @@ def _same_splits(candidate: Splits | None, champion: Splits | None) -> Gate:
         f"The splits changed from {theirs} to {ours} (train/validation/test), so the champion may have been tuned on today's test rows. "
         "Go back to its splits, or roll back to the template alone first.",
     )
+
+
+def _split_words(splits: Splits) -> str:
+    salt = f", salt {splits.salt}" if splits.salt else ""
+    return "/".join(f"{share:g}" for share in (splits.train, splits.validation, splits.test)) + salt
+
+
+def _looks(spent: int, policy: Policy) -> Gate:
+    allowed = policy.looks_per_test_split
+    if spent < allowed:
+        reason = f"This is comparison {spent + 1} of the {allowed} that share out this test split."
+    else:
+        reason = (
+            f"All {allowed} comparisons that share out this test split are spent: another could promote by luck. Draw a new one with "
+            "preprocess.splits.salt: any other word; then roll back to the template alone, since the champion was tuned on rows of the new "
+            "test split."
+        )
+    return Gate("looks", spent < allowed, reason, float(spent), float(allowed))
 
 
 def _gain(compared: Comparison | Gate, candidate: Evaluation, champion: Evaluation, min_gain: float) -> Gate:
@@ -226,7 +245,7 @@ def _gain(compared: Comparison | Gate, candidate: Evaluation, champion: Evaluati
     distinct, enough, worse = low > ROUNDING, gain >= min_gain - ROUNDING, high < -ROUNDING
     figures = (
         f"{_figure(compared.candidate)} against {_figure(compared.champion)} on {compared.rows:,} rows, a gain of {_signed(gain)} "
-        f"(from {_signed(low)} to {_signed(high)}, each end at {100 * compared.confidence:g} % confidence)"
+        f"(from {_signed(low)} to {_signed(high)}, each end at {100 * compared.confidence:.4g} % confidence)"
     )
     if distinct and enough:
         reason = f"{compared.metric} is measurably better: {figures}."
@@ -237,7 +256,9 @@ def _gain(compared: Comparison | Gate, candidate: Evaluation, champion: Evaluati
     else:
         short = "" if enough else f", and the gain is less than the min_gain of {_figure(min_gain)}"
         reason = f"{compared.metric} cannot be told from the champion's{short}: {figures}."
-    return Gate("gain", distinct and enough, reason, gain, _finite(min_gain), low, high, on_fail="REJECT" if worse else "HOLD")
+    return Gate(
+        "gain", measurably_better(low, gain, min_gain), reason, gain, _finite(min_gain), low, high, on_fail="REJECT" if worse else "HOLD"
+    )
 
 
 def _floor(candidate: Evaluation, name: str, floor: float) -> Gate:

@@ -85,7 +85,12 @@ class Comparison(_Record):
     """Lower end of the one-sided confidence interval of the gain at `confidence`."""
     high: float
     """Upper end, likewise."""
+    p_better: float
+    """Chance of such a gain or a larger one if both were equally good."""
+    p_worse: float
+    """Chance of such a gain or a smaller one."""
     confidence: float
+    """Of this one comparison: of a policy's confidence, the share that a look has."""
     resamples: int
     rows: int
 

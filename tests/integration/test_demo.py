@@ -69,6 +69,8 @@ def test_two_rounds_to_two_verdicts(report: dict[str, Any], entries: list[Entry]
     assert report["rounds"][0]["verdict"] == "PROMOTE"
     assert {entry.by for entry in entries} == {"asset_triggered"}, "new data started the runs, and the ledger says so"
     assert report["rounds"][1]["verdict"] in ("PROMOTE", "HOLD", "REJECT")
+    first, second = (entry.body["look"] for entry in entries[1:])
+    assert (first["split"] == second["split"], first["comparison"] == second["comparison"]) == (True, False)
 
 
 def test_the_ledger_chain_is_whole(project: Path, entries: list[Entry]) -> None:
@@ -172,6 +174,7 @@ def test_a_forced_run_restores_every_stage_and_registers_nothing(project: Path, 
     last = Ledger(open_store(str(project / ".retune/store")), PROMPT).entries()[-1]
     assert done.returncode == 0, done.stdout + done.stderr
     assert last.n == len(entries)
+    assert last.body["look"] in (None, entries[-1].body["look"]), "what was compared before spends no look"
     assert last.body["triggered"]["reason"] == "restore all"
     assert (last.by, last.body["triggered"]["run_type"]) == ("admin", "manual")
     assert len(client.search_model_versions(f"name = '{PROMPT}'")) <= versions + 1

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from retune import promotion
 from retune.config import Policy, Prompt, Splits, canonical_json
 from retune.evaluation.metrics import evaluate
+from retune.ledger import Entry
 from retune.promotion import Side, decide, with_answer
+from retune.tasks.verdict import looks_before
 
 LABELS = ["low", "medium", "high"]
 PROMPT = Prompt.model_validate(
@@ -24,7 +26,8 @@ PROMPT = Prompt.model_validate(
         "slices": ["channel"],
     }
 )
-POLICY = Policy(metric="accuracy", resamples=200)
+ONE_LOOK = {"resamples": 200, "looks_per_test_split": 1}
+POLICY = Policy(metric="accuracy", **ONE_LOOK)
 RANK = {"REJECT": 0, "HOLD": 1, "PROMOTE": 2}
 
 
@@ -45,8 +48,8 @@ def side(target, prediction, release="a" * 64, channel=None, splits=Splits(), ba
     return Side(evaluate(frame, PROMPT, release, evaluator), frame, splits, base_model)
 
 
-def judge(candidate, champion, policy=POLICY, barred=False, same_release=False):
-    decision = decide(candidate, champion, policy, LABELS, barred=barred, same_release=same_release)
+def judge(candidate, champion, policy=POLICY, barred=False, same_release=False, looks=0):
+    decision = decide(candidate, champion, policy, LABELS, barred=barred, same_release=same_release, looks=looks)
     canonical_json(decision.to_json())  # what the ledger writes: no NaN, plain JSON
     return decision
 
@@ -95,6 +98,7 @@ def test_a_measurably_better_candidate_is_promoted_with_its_gain_first(candidate
         "same_test_rows",
         "complete",
         "same_splits",
+        "looks",
         "gain",
         "slices",
     ]
@@ -177,6 +181,26 @@ def test_a_policy_with_a_metric_that_nobody_computes_never_promotes(candidate, c
     assert decision.comparison is None
 
 
+def test_a_look_has_its_share_of_the_confidence_and_the_last_one_ends_the_test_split(candidate, champion):
+    policy = Policy(metric="accuracy", looks_per_test_split=10)
+    decision = judge(candidate, champion, policy, looks=9)
+    assert decision.verdict == "PROMOTE"
+    assert decision.comparison["confidence"] == pytest.approx(0.995)
+    assert decision.comparison["p_better"] <= 0.005
+    assert "each end at 99.5 % confidence" in decision.reasons[0]
+    assert gate(decision, "looks")["reason"] == "This is comparison 10 of the 10 that share out this test split."
+    spent = judge(candidate, champion, policy, looks=10)
+    assert (spent.verdict, failed(spent)) == ("HOLD", ["looks"])
+    assert "All 10 comparisons that share out this test split are spent" in spent.reasons[0]
+    assert "preprocess.splits.salt" in spent.reasons[0]
+
+
+def test_splits_under_another_salt_are_other_splits(candidate, champion):
+    decision = judge(candidate, replace(champion, splits=Splits(salt="2027")))
+    assert failed(decision) == ["same_splits"]
+    assert "from 0.6/0.15/0.25, salt 2027 to 0.6/0.15/0.25 " in gate(decision, "same_splits")["reason"]
+
+
 def test_other_splits_are_held_with_a_way_out(candidate, champion):
     moved = replace(champion, splits=Splits(train=0.7, validation=0.1, test=0.2))
     decision = judge(candidate, moved)
@@ -199,12 +223,12 @@ def test_the_template_alone_has_no_splits_to_differ(candidate, champion):
     ],
 )
 def test_a_metric_beyond_its_floor_is_rejected_lower_better_included(candidate, champion, floors, names):
-    decision = judge(candidate, champion, Policy(metric="accuracy", resamples=200, floors=floors))
+    decision = judge(candidate, champion, Policy(metric="accuracy", **ONE_LOOK, floors=floors))
     assert (decision.verdict, failed(decision)) == ("REJECT" if names else "PROMOTE", names)
 
 
 def test_an_unknown_floor_never_promotes(candidate, champion):
-    decision = judge(candidate, champion, Policy(metric="accuracy", resamples=200).model_copy(update={"floors": {"bleu": 0.1}}))
+    decision = judge(candidate, champion, Policy(metric="accuracy", **ONE_LOOK).model_copy(update={"floors": {"bleu": 0.1}}))
     assert (decision.verdict, failed(decision)) == ("REJECT", ["complete", "floors.bleu"])
 
 
@@ -218,7 +242,7 @@ def sliced(mail_right):
 
 @pytest.mark.parametrize(("mail_right", "passed"), [(35, True), (34, False)])
 def test_a_slice_may_fall_by_max_slice_gap_and_no_more(mail_right, passed):
-    decision = judge(*sliced(mail_right), Policy(metric="accuracy", resamples=200, max_slice_gap=0.1))
+    decision = judge(*sliced(mail_right), Policy(metric="accuracy", **ONE_LOOK, max_slice_gap=0.1))
     assert decision.verdict == ("PROMOTE" if passed else "REJECT")
     assert gate(decision, "slices")["value"] == pytest.approx(0.8 - mail_right / 50)
     if not passed:
@@ -226,7 +250,7 @@ def test_a_slice_may_fall_by_max_slice_gap_and_no_more(mail_right, passed):
 
 
 def test_a_slice_of_few_rows_is_named_and_not_guarded():
-    policy = Policy(metric="accuracy", resamples=200, max_slice_gap=0.1, min_slice_rows=51)
+    policy = Policy(metric="accuracy", **ONE_LOOK, max_slice_gap=0.1, min_slice_rows=51)
     decision = judge(*sliced(30), policy)
     assert decision.verdict == "PROMOTE"
     assert decision.reasons[1] == "Not guarded, with fewer than 51 test rows: channel=mail (50), channel=web (50)."
@@ -268,11 +292,11 @@ def test_a_persons_answer_is_a_gate_of_its_own(candidate, champion, approved, ve
 
 def test_every_gate_is_listed_and_rejections_come_first(candidate, champion):
     moved = replace(champion, splits=None, evaluation=replace(champion.evaluation, evaluator="f" * 64), base_model="d" * 64)
-    policy = Policy(metric="accuracy", resamples=200, floors={"accuracy": 0.99}, min_gain=0.5)
+    policy = Policy(metric="accuracy", **ONE_LOOK, floors={"accuracy": 0.99}, min_gain=0.5)
     decision = judge(candidate, moved, policy, barred=True)
     assert decision.verdict == "REJECT"
     assert failed(decision) == ["not_barred", "same_test_rows", "gain", "floors.accuracy"]
-    assert len(decision.gates) == 8
+    assert len(decision.gates) == 9
     assert decision.reasons[0] == "accuracy is 0.9000, which misses its floor: the least allowed is 0.9900."
     assert decision.reasons[-1] == "The base model differs: bbbbbbbbbbbb for the candidate, dddddddddddd for the champion."
 
@@ -354,3 +378,14 @@ def test_answering_more_rows_rightly_never_lowers_the_verdict(table, metric, fix
     before, after = (judge(side(target, said), champion, policy) for said in (ours, repaired))
     assert RANK[after.verdict] >= RANK[before.verdict]
     assert after.comparison["low"] >= before.comparison["low"]
+
+
+def test_a_look_is_counted_once_and_on_its_own_split():
+    def entry(n, look):
+        return Entry(n, "", None, "", "hold", "", "", {} if look is None else {"look": look})
+
+    looks = [None, ("split", "a"), ("split", "b"), ("split", "a"), ("other", "c")]
+    entries = [entry(n, look and {"split": look[0], "comparison": look[1]}) for n, look in enumerate(looks)]
+    asked = [("split", "new"), ("split", "a"), ("other", "a")]
+    counted = [looks_before(entries, {"split": split, "comparison": comparison}) for split, comparison in asked]
+    assert counted == [2, 1, 1]

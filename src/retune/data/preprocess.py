@@ -41,7 +41,7 @@ def preprocess(parts: pd.DataFrame, prompt: Prompt, token_lengths: TokenLengths 
     report has no token lengths. Raises BadInputError for a missing column.
     """
     rows = _prepare(parts, prompt)
-    rows["split"] = split_names(rows["bucket"], prompt.preprocess.splits.train, prompt.preprocess.splits.validation)
+    rows["split"] = split_names(rows["bucket"], prompt.preprocess.splits)
     unique, contradictions = _one_each(rows, prompt)
     resolution = resolve(unique["text_of_row"].tolist(), unique["split"].tolist(), prompt.preprocess.near_duplicate)
     ids = unique["id"].to_numpy(dtype=object)

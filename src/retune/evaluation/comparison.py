@@ -1,9 +1,14 @@
-"""Is the candidate better than the champion on the same rows: a paired bootstrap over groups of near-duplicates.
+"""Is the candidate better than the champion on the same rows: a paired test and a paired bootstrap over groups of near-duplicates.
 
 Both releases answer the same rows, so the difference is resampled, not each side by itself; and near-duplicates stand or fall
 together, so whole groups are drawn (cluster bootstrap). Interval: percentile method, Efron & Tibshirani, An Introduction to the
 Bootstrap, 1993, chapter 13; paired use in language processing: Koehn, EMNLP 2004; whole clusters: Davison & Hinkley, Bootstrap
 Methods and their Application, 1997, section 3.8.
+
+The percentile interval is too narrow in its far ends and where few groups tell the two apart. So a bound may pass zero only if a test
+says so too that holds at any size: if the two are equally good, their answers to a group may as well be swapped (approximate
+randomisation, Noreen, Computer-Intensive Methods for Testing Hypotheses, 1989; for accuracy it is McNemar's exact test). It stops
+early once the outcome is clear (Besag & Clifford, Biometrika 78, 1991).
 
 Every metric here is a function of sums over rows, so one matrix product (draws times sums per group) replaces a pass over the
 rows for each resample. Letters: N rows, G groups, R resamples, K labels, S sums.
@@ -24,10 +29,18 @@ from retune.evaluation.predictions import check_predictions, label_codes
 from retune.evaluation.sums import Floats, mean, value_and_one
 from retune.records import Comparison
 
-__all__ = ["paired_bootstrap"]
+__all__ = ["BEYOND", "CLASSIFICATION", "ROUNDING", "compare_groups", "measurably_better", "paired_bootstrap", "swap_test"]
 
 CHUNK_CELLS = 1_000_000
 """Draws held at a time, resamples times groups: about 25 MB."""
+BLOCK = 256
+"""Swaps between two looks at whether the test may stop."""
+BEYOND = 20
+"""Draws beyond an end of the interval, at least."""
+AS_LARGE = 50
+"""Swaps that give as large a gain, from which a p-value is read."""
+ROUNDING = 1e-9
+"""Differences of metrics up to this are rounding of floats: they neither promote nor refuse."""
 
 
 def paired_bootstrap(
@@ -42,8 +55,7 @@ def paired_bootstrap(
     """Gain of the candidate over the champion in `metric`, in its unit, positive where the candidate is better.
 
     Two predictions frames over the same rows; `labels` is empty for task: generation. `low` and `high` are one-sided bounds, each at
-    `confidence`. The percentile interval is too narrow where few groups tell the two apart. So a bound may pass zero only if enough
-    groups speak for it alone: with w of them, a sign test reaches at best 2^-w, which must be at most 1 - confidence (5 at 0.95).
+    `confidence`, from `resamples` draws, or as many more as that level needs; neither passes zero unless the swap test does at the level.
 
     Raises BadInputError for frames with other ids, references, groups or order, and where the metric is no finite number;
     ConfigError for an unknown metric, confidence or number of resamples.
@@ -58,46 +70,73 @@ def paired_bootstrap(
     sums, total = _sums_of(metric, labels)
     groups = pd.factorize(candidate["group"])[0]
     ours, theirs = _by_group(sums(candidate), groups), _by_group(sums(champion), groups)
-    # [1, S]: every group once.
-    all_ours, all_theirs = ours.sum(axis=0, keepdims=True), theirs.sum(axis=0, keepdims=True)
-    mine, other = total(all_ours).item(), total(all_theirs).item()
+    mine, other = (total(side.sum(axis=0, keepdims=True)).item() for side in (ours, theirs))
     for role, value in (("candidate", mine), ("champion", other)):
         if not math.isfinite(value):
             raise BadInputError(f"{metric} must be a finite number to be compared, got {value} for the {role}")
-    gains = np.empty(resamples)
-    done = 0
-    for draws in _draws(len(ours), resamples, seed):
-        gains[done : done + len(draws)] = known.sign * (total(draws @ ours) - total(draws @ theirs))
-        done += len(draws)
-    # What replacing the champion's answers by the candidate's in one group alone does to the metric.
-    alone = known.sign * (total(all_theirs + (ours - theirs)) - total(all_theirs))
-    alpha = 1 - confidence
-    low = float(np.quantile(gains, alpha, method="lower"))
-    high = float(np.quantile(gains, confidence, method="higher"))
+    better, worse = swap_test(ours, theirs, total, known.sign, confidence, seed)
+    draws = max(resamples, round(BEYOND / (1 - confidence)))
+    low, high = compare_groups(ours, theirs, total, known.sign, confidence, draws, seed)
     return Comparison(
         metric=metric,
         candidate=mine,
         champion=other,
         gain=known.sign * (mine - other),
-        low=low if _could_tell(int((alone > 0).sum()), alpha) else min(low, 0.0),
-        high=high if _could_tell(int((alone < 0).sum()), alpha) else max(high, 0.0),
+        low=low if better <= 1 - confidence else min(low, 0.0),
+        high=high if worse <= 1 - confidence else max(high, 0.0),
+        p_better=better,
+        p_worse=worse,
         confidence=confidence,
-        resamples=resamples,
+        resamples=draws,
         rows=len(candidate),
     )
+
+
+def measurably_better(low: float, gain: float, min_gain: float) -> bool:
+    """Whether a gain promotes. low: lower end of its interval, as in a `Comparison`."""
+    return low > ROUNDING and gain >= min_gain - ROUNDING
+
+
+def swap_test(
+    ours: Floats, theirs: Floats, total: Callable[[Floats], Floats], sign: int, confidence: float, seed: int
+) -> tuple[float, float]:
+    """p-values that the candidate is better, and that it is worse, by swapping the two sides' sums of each group at random.
+
+    ours, theirs: [G, S]. Exact but for the number of swaps: under equal quality each is at most p with probability p.
+    """
+    rng = np.random.default_rng(seed)
+    all_ours, all_theirs, change = ours.sum(axis=0), theirs.sum(axis=0), theirs - ours
+    observed = sign * (total(all_ours[None]).item() - total(all_theirs[None]).item())
+    most = round(AS_LARGE / (1 - confidence))
+    above = below = done = 0
+    while done < most and min(above, below) < AS_LARGE:
+        count = min(BLOCK, most - done)
+        moved = (rng.random((count, len(ours))) < 0.5) @ change  # [R, S]
+        gains = sign * (total(all_ours + moved) - total(all_theirs - moved))
+        above += int((gains >= observed - ROUNDING).sum())
+        below += int((gains <= observed + ROUNDING).sum())
+        done += count
+    return (1 + above) / (1 + done), (1 + below) / (1 + done)
+
+
+def compare_groups(
+    ours: Floats, theirs: Floats, total: Callable[[Floats], Floats], sign: int, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Ends of the bootstrap's interval of the gain, each at `confidence`. ours, theirs: [G, S]."""
+    gains = np.empty(resamples)
+    done = 0
+    for draws in _draws(len(ours), resamples, seed):
+        gains[done : done + len(draws)] = sign * (total(draws @ ours) - total(draws @ theirs))
+        done += len(draws)
+    return float(np.quantile(gains, 1 - confidence, method="lower")), float(np.quantile(gains, confidence, method="higher"))
 
 
 def _sums_of(metric: str, labels: Sequence[str]) -> tuple[Callable[[pd.DataFrame], Floats], Callable[[Floats], Floats]]:
     """What each row adds, [N, S], and the metric from sums of it, from [R, S] to [R]."""
     if not labels:
         return GENERATION[metric]
-    sums, total = _CLASSIFICATION[metric]
+    sums, total = CLASSIFICATION[metric]
     return lambda predictions: sums(predictions, labels), total
-
-
-def _could_tell(groups: int, alpha: float) -> bool:
-    """Whether a sign test over so many groups, all of one mind, reaches alpha."""
-    return 0.5**groups <= alpha
 
 
 def _check_pair(candidate: pd.DataFrame, champion: pd.DataFrame, labels: Sequence[str]) -> None:
@@ -165,7 +204,7 @@ def _right_rows(predictions: pd.DataFrame, labels: Sequence[str]) -> Floats:
     return value_and_one(right)
 
 
-_CLASSIFICATION: dict[str, tuple[Callable[[pd.DataFrame, Sequence[str]], Floats], Callable[[Floats], Floats]]] = {
+CLASSIFICATION: dict[str, tuple[Callable[[pd.DataFrame, Sequence[str]], Floats], Callable[[Floats], Floats]]] = {
     ACCURACY.name: (_right_rows, mean),
     MACRO_F1.name: (_label_counts, _macro_f1),
     WEIGHTED_F1.name: (_label_counts, _weighted_f1),

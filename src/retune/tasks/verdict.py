@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from retune.config import Prompt, Splits, override
+from retune.config import Prompt, Splits, override, sha256_json
 from retune.errors import ConfigError, ConflictError
 from retune.evaluation.metrics import confusion
 from retune.evaluation.plots import confusion_figure, per_class_figure, render, slices_figure
@@ -23,7 +23,7 @@ from retune.tasks.patch import log_patch
 from retune.tasks.release import read_release_record, register, smoke_test
 from retune.tasks.retrain import evaluate_champion
 
-__all__ = ["decide", "promote"]
+__all__ = ["decide", "looks_before", "promote"]
 
 REPORT = "decision/decision.md"
 """Artifact of a DAG run's MLflow run: verdict, metrics, gates and slices to read."""
@@ -171,13 +171,17 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
     by_release = {e["release"]: e for e in evaluated}
     champion = by_release.get(current["release"]) or evaluate_champion(run, current)
     baseline = by_release.get(run["baseline"]["release"], champion)
+    policy = context.prompt.promote
+    ours = _side(context, candidate)
+    look = _look(ours, champion["release"], policy.metric)
     decision = gate(
-        _side(context, candidate),
+        ours,
         _side(context, champion),
-        context.prompt.promote,
+        policy,
         tuple(context.prompt.labels),
         barred=candidate["release"] in standing(entries).barred,
         same_release=candidate["release"] == champion["release"],
+        looks=looks_before(entries, look),
     )
     return {
         "decision": decision.to_json(),
@@ -200,7 +204,24 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
             "candidate": candidate["evaluation"],
         },
         "champion": current,
+        "look": None if candidate["release"] == champion["release"] else look,
     }
+
+
+def _look(candidate: Side, champion: str, metric: str) -> Json:
+    """What is compared on which test split, by hash: the same again is no second look."""
+    found = candidate.evaluation
+    splits = None if candidate.splits is None else candidate.splits.model_dump(mode="json")
+    return {
+        "split": sha256_json(splits),
+        "comparison": sha256_json([found.release, champion, found.test_sha256, found.evaluator, metric]),
+    }
+
+
+def looks_before(entries: list[Entry], look: Json) -> int:
+    """Other comparisons on the same test split that the ledger holds."""
+    looks = [entry.body["look"] for entry in entries if entry.body.get("look")]
+    return len({each["comparison"] for each in looks if each["split"] == look["split"]} - {look["comparison"]})
 
 
 def _side(context: Context, contender: Json) -> Side:

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retune.config import Prompt
+from retune.config import Prompt, Splits
 from retune.data.duplicates import jaccard, near_pairs, resolve, shingles
+from retune.data.parts import BUCKETS
 from retune.data.preprocess import PreprocessResult, preprocess
 from retune.data.profile import profile_page
+from retune.data.split import split_names
 from retune.errors import BadInputError
 
 Row = tuple[int, str, str]
@@ -68,6 +70,17 @@ def test_near_pairs_are_exactly_those_of_the_definition(texts: list[str], thresh
     ]
     found = [(int(a), int(b)) for later, earlier in near_pairs(texts, threshold) for a, b in zip(later, earlier, strict=True)]
     assert found == sorted(expected)
+
+
+def test_a_salt_deals_the_buckets_anew_in_the_same_shares() -> None:
+    buckets = pd.Series(range(BUCKETS))
+    shares = {"train": 0.6, "validation": 0.15, "test": 0.25}
+    plain, salted, again = (split_names(buckets, Splits(salt=salt)) for salt in ("", "2027", "2027"))
+    assert salted.equals(again)
+    for names in (plain, salted):
+        assert names.value_counts(normalize=True).to_dict() == pytest.approx(shares, abs=1e-4)
+    assert (plain == salted).mean() == pytest.approx(sum(share**2 for share in shares.values()), abs=0.02)  # as if independent
+    assert plain[[TRAIN, VALIDATION, TEST]].tolist() == ["train", "validation", "test"]
 
 
 def test_a_bridge_between_splits_leaves_and_one_within_a_split_joins_groups() -> None:

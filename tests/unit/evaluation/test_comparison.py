@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from retune.errors import BadInputError, ConfigError
 from retune.evaluation import comparison
-from retune.evaluation.comparison import paired_bootstrap
+from retune.evaluation.comparison import compare_groups, paired_bootstrap, swap_test
+from retune.evaluation.sums import mean, value_and_one
 
 
 @pytest.fixture
@@ -67,13 +69,13 @@ def minus_log_loss(frame):
 def test_interval_is_that_of_a_plain_recomputation_with_scikit_learn(two_sides, labels, monkeypatch, metric, value, tolerance):
     monkeypatch.setattr(comparison, "CHUNK_CELLS", 5000)  # several chunks, the last one partial
     candidate, champion = two_sides()
-    found = paired_bootstrap(candidate, champion, metric, labels, 0.9, 120, seed=5)
-    gains = np.sort(plain_values(candidate, champion, value, 120, seed=5))
-    # Order statistics around the 10 % and 90 % points of 120 values, outwards: positions 11.9 and 107.1.
-    assert found.low == pytest.approx(gains[11], abs=tolerance, rel=0)
-    assert found.high == pytest.approx(gains[108], abs=tolerance, rel=0)
+    found = paired_bootstrap(candidate, champion, metric, labels, 0.9, 250, seed=5)
+    gains = np.sort(plain_values(candidate, champion, value, 250, seed=5))
+    # Order statistics around the 10 % and 90 % points of 250 values, outwards: positions 24.9 and 224.1.
+    assert found.low == pytest.approx(gains[24], abs=tolerance, rel=0)
+    assert found.high == pytest.approx(gains[225], abs=tolerance, rel=0)
     assert found.gain == pytest.approx(value(candidate) - value(champion), abs=1e-12, rel=0)
-    assert (found.rows, found.resamples, found.confidence, found.metric) == (300, 120, 0.9, metric)
+    assert (found.rows, found.resamples, found.confidence, found.metric) == (300, 250, 0.9, metric)
 
 
 def test_a_small_case_by_hand(make_frame, labels):
@@ -142,6 +144,29 @@ def test_fewer_groups_than_a_sign_test_needs_tell_nothing(make_frame, labels, gr
     assert (found.low > 0) == above_zero
     mirrored = paired_bootstrap(worse, better, "accuracy", labels, 0.95, 1000, seed=1)
     assert (mirrored.high < 0) == above_zero
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(11, 1), (14, 2), (30, 10), (25, 20)])
+def test_the_swap_test_is_mcnemars_exact_test_of_accuracy(right, wrong):
+    """Of the groups on which only one side is right, the candidate has `right`."""
+    ours = value_and_one(np.array([1] * right + [0] * wrong + [1] * 50, dtype=bool))
+    theirs = value_and_one(np.array([0] * right + [1] * wrong + [1] * 50, dtype=bool))
+    better, worse = swap_test(ours, theirs, mean, 1, 1 - 0.05 / 52, seed=3)
+    assert better == pytest.approx(binomtest(right, right + wrong, alternative="greater").pvalue, rel=0.45)
+    assert worse == pytest.approx(binomtest(right, right + wrong, alternative="less").pvalue, rel=0.1)
+
+
+def test_far_out_the_swap_test_holds_a_gain_that_the_interval_alone_would_let_through(make_frame, labels):
+    """12 of 13 against 1 of 13: p = 0.0017, more than the share of a look in 52, while the percentile interval lies above zero."""
+    target = [0] * 100
+    better, worse = make_frame(target, [1] + [0] * 99), make_frame(target, [0] + [1] * 12 + [0] * 87)
+    level = 1 - 0.05 / 52
+    found = paired_bootstrap(better, worse, "accuracy", labels, level, 2000, seed=1)
+    sides = [value_and_one(side["prediction"].to_numpy() == "low") for side in (better, worse)]
+    assert compare_groups(*sides, mean, 1, level, found.resamples, seed=1)[0] > 0
+    assert found.low == 0
+    assert found.p_better > 0.05 / 52
+    assert found.resamples == round(20 * 52 / 0.05)
 
 
 @settings(max_examples=40, deadline=None)
