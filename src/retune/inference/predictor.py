@@ -21,8 +21,8 @@ __all__ = ["PREDICTION", "Predictor", "probability_column"]
 
 PREDICTION = "prediction"
 """Column of the predicted label or text."""
-TOKENS = 4096
-"""Tokens of a forward pass."""
+TOKENS = 1024
+"""Tokens of a forward pass; more are slower on a CPU."""
 
 
 def probability_column(label: str) -> str:
