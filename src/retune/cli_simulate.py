@@ -37,8 +37,8 @@ def simulate_gate(
         _show(found, table, confidence, looks)
     if broken := [each.scenario for each in found if not each.kept]:
         raise RetuneError(
-            f"more false promotions than 1 - confidence allows: {'; '.join(broken)}; try another --seed (one in a hundred runs of a sound "
-            "gate looks so), and if it stays, trust no promotion"
+            f"more false promotions than 1 - confidence allows: {'; '.join(broken)}; try another --seed (a few in a hundred runs of a "
+            "sound gate look so), and if it stays, trust no promotion"
         )
 
 

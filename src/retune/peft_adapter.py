@@ -26,6 +26,8 @@ def read_adapter(folder: Path, base: BaseModel) -> dict[str, torch.Tensor]:
 
     Raises BadInputError naming the file, the field and its value if it is no such adapter, or not one of this base model's width.
     """
+    if base.family != "decoder":
+        raise BadInputError(f"{folder}: adapters of PEFT are read for decoders, this base model is an {base.family}")
     config = _config(folder / CONFIG)
     for field, expected in EXPECTED.items():
         if config.get(field) != expected:

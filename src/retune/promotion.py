@@ -7,7 +7,7 @@
 | same_test_rows | test rows, their references or the evaluation code differ, or predictions and figures do not belong together | HOLD |
 | complete | a figure of the candidate is missing or no finite number (REJECT), or one of the champion is (HOLD) | REJECT, HOLD |
 | same_splits | the champion was tuned on other splits: it may have seen test rows | HOLD |
-| looks | all comparisons that the test split is good for are spent | HOLD |
+| looks | other comparisons have used up the chance of luck that `confidence` leaves to this test split | HOLD |
 | gain | the metric is measurably worse (REJECT), indistinguishable (HOLD) or rises by less than min_gain (HOLD) | REJECT, HOLD |
 | floors | a metric misses its floor; one gate per floor, named floors.METRIC | REJECT |
 | approval | a person was asked, and refused or did not answer in time | HOLD |
@@ -61,14 +61,15 @@ def decide(
     *,
     barred: bool,
     same_release: bool,
-    looks: int = 0,
+    spent: float = 0.0,
     seed: int = 0,
 ) -> Decision:
     """Verdict of the gate, with every gate and the reasons for a person, the weightiest first.
 
     `labels`: today's, in the prompt's order; empty for task: generation. `barred`: whether the candidate was rolled back and not
-    unbarred. `same_release`: whether the candidate is the champion. `looks`: other comparisons made on this test split before. `seed`
-    draws the bootstrap's resamples. Fails closed: whatever goes wrong inside a gate is that gate's failure, never a promotion.
+    unbarred. `same_release`: whether the candidate is the champion. `spent`: chance of a promotion by luck that the ledger's other
+    comparisons on this test split have used up. `seed` draws the resamples. Fails closed: whatever goes wrong inside a gate is that
+    gate's failure, never a promotion.
     """
     compared = _attempt(
         "gain",
@@ -82,7 +83,7 @@ def decide(
         ("same_test_rows", partial(_same_test_rows, candidate, champion)),
         ("complete", partial(_complete, candidate.evaluation, champion.evaluation, policy)),
         ("same_splits", partial(_same_splits, candidate.splits, champion.splits)),
-        ("looks", partial(_looks, looks, policy)),
+        ("looks", partial(_looks, spent, policy)),
         ("gain", partial(_gain, compared, candidate.evaluation, champion.evaluation, policy.min_gain)),
         *((f"floors.{name}", partial(_floor, candidate.evaluation, name, floor)) for name, floor in policy.floors.items()),
         ("slices", partial(_slices, candidate.evaluation, champion.evaluation, policy)),
@@ -219,17 +220,21 @@ def _split_words(splits: Splits) -> str:
     return "/".join(f"{share:g}" for share in (splits.train, splits.validation, splits.test)) + salt
 
 
-def _looks(spent: int, policy: Policy) -> Gate:
-    allowed = policy.looks_per_test_split
-    if spent < allowed:
-        reason = f"This is comparison {spent + 1} of the {allowed} that share out this test split."
+def _looks(spent: float, policy: Policy) -> Gate:
+    allowed, own = 1 - policy.confidence, 1 - policy.look_confidence
+    passed = spent + own <= allowed + ROUNDING
+    used = (
+        f"Other comparisons on this test split have used up {100 * spent:.2g} of the {100 * allowed:.3g} % chance of luck that confidence "
+    )
+    if passed:
+        reason = f"{used}{policy.confidence:g} leaves; this one takes {100 * own:.2g} %."
     else:
         reason = (
-            f"All {allowed} comparisons that share out this test split are spent: another could promote by luck. Draw a new one with "
-            "preprocess.splits.salt: any other word; then roll back to the template alone, since the champion was tuned on rows of the new "
-            "test split."
+            f"{used}{policy.confidence:g} leaves; one more, which takes {100 * own:.2g} %, could promote by luck. Draw a new test "
+            "split with preprocess.splits.salt: any other word; then roll back to the template alone: the champion "
+            "was tuned on rows of it."
         )
-    return Gate("looks", spent < allowed, reason, float(spent), float(allowed))
+    return Gate("looks", passed, reason, spent, allowed)
 
 
 def _gain(compared: Comparison | Gate, candidate: Evaluation, champion: Evaluation, min_gain: float) -> Gate:

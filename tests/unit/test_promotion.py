@@ -11,7 +11,7 @@ from retune.config import Policy, Prompt, Splits, canonical_json
 from retune.evaluation.metrics import evaluate
 from retune.ledger import Entry
 from retune.promotion import Side, decide, with_answer
-from retune.tasks.verdict import looks_before
+from retune.tasks.verdict import look_of, spent_before
 
 LABELS = ["low", "medium", "high"]
 PROMPT = Prompt.model_validate(
@@ -48,8 +48,8 @@ def side(target, prediction, release="a" * 64, channel=None, splits=Splits(), ba
     return Side(evaluate(frame, PROMPT, release, evaluator), frame, splits, base_model)
 
 
-def judge(candidate, champion, policy=POLICY, barred=False, same_release=False, looks=0):
-    decision = decide(candidate, champion, policy, LABELS, barred=barred, same_release=same_release, looks=looks)
+def judge(candidate, champion, policy=POLICY, barred=False, same_release=False, spent=0.0):
+    decision = decide(candidate, champion, policy, LABELS, barred=barred, same_release=same_release, spent=spent)
     canonical_json(decision.to_json())  # what the ledger writes: no NaN, plain JSON
     return decision
 
@@ -183,16 +183,20 @@ def test_a_policy_with_a_metric_that_nobody_computes_never_promotes(candidate, c
 
 def test_a_look_has_its_share_of_the_confidence_and_the_last_one_ends_the_test_split(candidate, champion):
     policy = Policy(metric="accuracy", looks_per_test_split=10)
-    decision = judge(candidate, champion, policy, looks=9)
+    decision = judge(candidate, champion, policy, spent=9 * 0.005)
     assert decision.verdict == "PROMOTE"
     assert decision.comparison["confidence"] == pytest.approx(0.995)
     assert decision.comparison["p_better"] <= 0.005
     assert "each end at 99.5 % confidence" in decision.reasons[0]
-    assert gate(decision, "looks")["reason"] == "This is comparison 10 of the 10 that share out this test split."
-    spent = judge(candidate, champion, policy, looks=10)
+    used = (
+        "Other comparisons on this test split have used up 4.5 of the 5 % chance of luck that confidence 0.95 leaves; this one takes 0.5 %."
+    )
+    assert gate(decision, "looks")["reason"] == used
+    spent = judge(candidate, champion, policy, spent=10 * 0.005)
     assert (spent.verdict, failed(spent)) == ("HOLD", ["looks"])
-    assert "All 10 comparisons that share out this test split are spent" in spent.reasons[0]
     assert "preprocess.splits.salt" in spent.reasons[0]
+    more = judge(candidate, champion, Policy(metric="accuracy", looks_per_test_split=52), spent=10 * 0.005)
+    assert failed(more) == ["looks"], "another number of looks gives nothing back"
 
 
 def test_splits_under_another_salt_are_other_splits(candidate, champion):
@@ -380,12 +384,24 @@ def test_answering_more_rows_rightly_never_lowers_the_verdict(table, metric, fix
     assert after.comparison["low"] >= before.comparison["low"]
 
 
-def test_a_look_is_counted_once_and_on_its_own_split():
+def test_a_look_is_paid_for_once_and_on_its_own_split(candidate, champion):
     def entry(n, look):
-        return Entry(n, "", None, "", "hold", "", "", {} if look is None else {"look": look})
+        return Entry(n, "", None, "", "hold", "", "", {"look": look})
 
-    looks = [None, ("split", "a"), ("split", "b"), ("split", "a"), ("other", "c")]
-    entries = [entry(n, look and {"split": look[0], "comparison": look[1]}) for n, look in enumerate(looks)]
-    asked = [("split", "new"), ("split", "a"), ("other", "a")]
-    counted = [looks_before(entries, {"split": split, "comparison": comparison}) for split, comparison in asked]
-    assert counted == [2, 1, 1]
+    def look(release="a" * 64, champion="c" * 64, splits=Splits(), **policy):  # noqa: B008  frozen
+        side = replace(candidate, splits=splits, evaluation=replace(candidate.evaluation, release=release))
+        return look_of(side, champion, PROMPT.model_copy(update={"promote": Policy(metric="accuracy", **policy)}))
+
+    first, again, dearer, second = look(), look(), look(looks_per_test_split=5), look(release="d" * 64)
+    assert first == again
+    assert first["takes"] == pytest.approx(0.05 / 52)
+    assert (dearer["comparison"], dearer["takes"]) == (first["comparison"], pytest.approx(0.01))
+    entries = [Entry(0, "", None, "", "found", "", "", {}), *(entry(n, each) for n, each in enumerate([None, first, dearer, again], 1))]
+    assert spent_before(entries, first) == 0
+    assert spent_before(entries, second) == pytest.approx(0.01)
+    assert spent_before(entries, look(champion="e" * 64)) == pytest.approx(0.01)
+    assert spent_before(entries, look(splits=Splits(salt="2027"), release="d" * 64)) == 0
+    same_test_rows = look(splits=Splits(train=0.5, validation=0.25, test=0.25), release="d" * 64)
+    assert spent_before(entries, same_test_rows) == pytest.approx(0.01)
+    nothing_tuned = look(splits=None, release="d" * 64)
+    assert nothing_tuned["split"] == second["split"]

@@ -37,6 +37,8 @@ BLOCK = 256
 """Swaps between two looks at whether the test may stop."""
 BEYOND = 20
 """Draws beyond an end of the interval, at least."""
+FEW = 4
+"""Groups of each kind, on average, from which on kinds are drawn: each draw costs more than that of a group."""
 AS_LARGE = 50
 """Swaps that give as large a gain, from which a p-value is read."""
 ROUNDING = 1e-9
@@ -105,13 +107,14 @@ def swap_test(
     ours, theirs: [G, S]. Exact but for the number of swaps: under equal quality each is at most p with probability p.
     """
     rng = np.random.default_rng(seed)
-    all_ours, all_theirs, change = ours.sum(axis=0), theirs.sum(axis=0), theirs - ours
+    all_ours, all_theirs = ours.sum(axis=0), theirs.sum(axis=0)
+    change = (theirs - ours)[(ours != theirs).any(axis=1)]  # the other groups change nothing
     observed = sign * (total(all_ours[None]).item() - total(all_theirs[None]).item())
     most = round(AS_LARGE / (1 - confidence))
     above = below = done = 0
     while done < most and min(above, below) < AS_LARGE:
         count = min(BLOCK, most - done)
-        moved = (rng.random((count, len(ours))) < 0.5) @ change  # [R, S]
+        moved = (rng.random((count, len(change))) < 0.5) @ change  # [R, S]
         gains = sign * (total(all_ours + moved) - total(all_theirs - moved))
         above += int((gains >= observed - ROUNDING).sum())
         below += int((gains <= observed + ROUNDING).sum())
@@ -125,7 +128,12 @@ def compare_groups(
     """Ends of the bootstrap's interval of the gain, each at `confidence`. ours, theirs: [G, S]."""
     gains = np.empty(resamples)
     done = 0
-    for draws in _draws(len(ours), resamples, seed):
+    kinds, alike = np.unique(np.concatenate([ours, theirs], axis=1), axis=0, return_counts=True)
+    if FEW * len(kinds) <= len(ours):  # as in a classification: groups that are answered alike are drawn together
+        ours, theirs = np.split(kinds, 2, axis=1)
+    else:
+        alike = np.ones(len(ours), dtype=np.int64)
+    for draws in _draws(alike, resamples, seed):
         gains[done : done + len(draws)] = sign * (total(draws @ ours) - total(draws @ theirs))
         done += len(draws)
     return float(np.quantile(gains, 1 - confidence, method="lower")), float(np.quantile(gains, confidence, method="higher"))
@@ -155,12 +163,19 @@ def _check_pair(candidate: pd.DataFrame, champion: pd.DataFrame, labels: Sequenc
             )
 
 
-def _draws(groups: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each group is drawn in each resample, a chunk at a time: [about CHUNK_CELLS / G, G], R rows in all."""
+def _draws(alike: npt.NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each kind of group is drawn in each resample, a chunk at a time: [about CHUNK_CELLS / kinds, kinds], R rows in all.
+
+    alike: groups of each kind, G in all.
+    """
     rng = np.random.default_rng(seed)
-    size = max(1, CHUNK_CELLS // groups)
+    kinds, groups = len(alike), int(alike.sum())
+    size = max(1, CHUNK_CELLS // kinds)
     for start in range(0, resamples, size):
         count = min(size, resamples - start)
+        if kinds < groups:
+            yield rng.multinomial(groups, alike / groups, size=count).astype(np.float64)
+            continue
         drawn = rng.integers(groups, size=(count, groups))
         drawn += np.arange(count)[:, None] * groups
         yield np.bincount(drawn.ravel(), minlength=count * groups).reshape(count, groups).astype(np.float64)

@@ -41,11 +41,15 @@ def tuned_model(base: BaseModel, prompt: Prompt, tensors: Mapping[str, torch.Ten
     check_fits(base, prompt)
     tune = prompt.tune
     on_device = {name: tensor.detach().to(base.device) for name, tensor in tensors.items()}
+    head = {name: on_device.pop(name) for name in HEAD if name in on_device}
+    if set(head) != set(HEAD if base.family == "encoder" and tensors else ()):
+        wanted = f"must hold {' and '.join(HEAD)}" if base.family == "encoder" else "must hold no classification head"
+        raise BadInputError(f"{prompt.name}: what was tuned on a base model of type {base.family} {wanted}, got {sorted(head) or 'none'}")
     if base.family == "encoder":
-        head = [on_device.pop(name, start) for name, start in zip(HEAD, untrained_head(base, prompt), strict=True)]
-        for name, found, start in zip(HEAD, head, untrained_head(base, prompt), strict=True):
-            _check(name, found, tuple(start.shape))
-        base = replace(base, head=(head[0], head[1]))
+        weight, bias = untrained_head(base, prompt)
+        for name, start in zip(HEAD, (weight, bias), strict=True):
+            _check(name, head.setdefault(name, start), tuple(start.shape))
+        base = replace(base, head=(head[HEAD[0]], head[HEAD[1]]))
     if (soft := soft_prompt(tune, on_device)) is not None:
         _check(EMBEDDINGS, soft, (soft.shape[0], base.hidden_size))
         return base, family_of(base).run_prefix(base, soft)

@@ -46,6 +46,8 @@ positions are taken from `position_ids`. A test holds each of them to that."""
 
 HUB_WEIGHTS = ("config.json", "*.safetensors", "model.safetensors.index.json")
 """Files that make the hash of a hub model. The revision pins the rest, and a cache need not hold all of it."""
+VOCABULARIES = ("vocab.json", "merges.txt", "tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+"""Files that decide how text becomes tokens, where there is no tokenizer.json."""
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 VARIABLE = "RETUNE_BASE_MODELS"
 
@@ -153,7 +155,7 @@ def base_sha256(path: Path, ref: BaseModelRef) -> str:
 
 def tokenizer_sha256(path: Path) -> str:
     """Hash of the files that decide how text becomes tokens."""
-    names = ("tokenizer.json",) if (path / "tokenizer.json").is_file() else ("vocab.json", "merges.txt", "tokenizer.model")
+    names = ("tokenizer.json",) if (path / "tokenizer.json").is_file() else VOCABULARIES
     return folder_sha256(path, (*names, "tokenizer_config.json"))
 
 
@@ -206,6 +208,8 @@ def load_base(path: Path, sha256: str | None = None, device: str | None = None, 
     place = device or _device()
     settings: dict[str, Any] = {"device_map": "balanced"} if place == "sharded" else {}
     family = ARCHITECTURES[config.model_type]
+    if family == "encoder-decoder" and getattr(config, "decoder_start_token_id", None) is None:
+        raise BadInputError(f"{path / 'config.json'}: decoder_start_token_id must name the token that an answer starts from, got none")
     if family == "encoder":
         settings["add_pooling_layer"] = False
     with _quietly():

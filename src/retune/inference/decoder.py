@@ -184,7 +184,7 @@ def run_pass(base: BaseModel, vectors: torch.Tensor, positions: torch.Tensor, ov
         model.set_attn_implementation(IMPLEMENTATION)
     out = model.base_model(inputs_embeds=vectors[None], position_ids=positions[None], attention_mask=_NO_MASK, use_cache=False, retune=over)
     hidden: torch.Tensor = out.last_hidden_state[0]
-    return hidden
+    return hidden.to(base.device)  # a sharded model leaves it where its last layer is
 
 
 def _head(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor | None]:

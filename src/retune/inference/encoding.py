@@ -66,7 +66,7 @@ class Encoder:
         flat = cut_text(self._plain, [text for row in fields for text in row], self._max_tokens)
         width = len(self._inputs)
         values = [dict(zip(self._inputs, flat[i * width : (i + 1) * width], strict=True)) for i in range(len(fields))]
-        return [self._with_start(ids) + self._end for ids in self._encode(values)]
+        return [self._with_end(self._with_start(ids)) for ids in self._encode(values)]
 
     def answers(self, rows: Rows) -> list[list[list[int]]]:
         """Token ids of each row's references, without the end of the sequence; classification: of its one label.
@@ -133,6 +133,9 @@ class Encoder:
 
     def _with_start(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self._start)] == self._start else self._start + ids
+
+    def _with_end(self, ids: list[int]) -> list[int]:
+        return ids if not self._end or ids[-len(self._end) :] == self._end else ids + self._end
 
     def _answer_texts(self, number: int, row: Mapping[str, Any]) -> list[str]:
         value = _value(number, row, self._target)

@@ -14,7 +14,7 @@ from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel, Family
 from retune.inference.inputs import EncodedRow, LabelTree
 
-__all__ = ["Arithmetic", "Laid", "check_fits", "family_of", "generate_batch", "row_losses"]
+__all__ = ["Arithmetic", "Laid", "carried", "check_fits", "family_of", "generate_batch", "row_losses"]
 
 
 class Laid(Protocol):
@@ -64,6 +64,11 @@ def check_fits(base: BaseModel, prompt: Prompt) -> None:
         raise BadInputError(
             f"{prompt.name}: tune.method prefix_tuning is not offered on a {kind}; use prompt_tuning, p_tuning, lora, ia3 or full"
         )
+
+
+def carried(base: BaseModel, prefix: Prefix | None) -> int:
+    """Virtual tokens that each row brings along: of a decoder none, they run once."""
+    return 0 if base.family == "decoder" or prefix is None or prefix.vectors is None else prefix.size
 
 
 @torch.no_grad()

@@ -153,6 +153,8 @@ def check_length(number: int, row: EncodedRow, soft: int, new: int, base: BaseMo
         )
     if soft + len(row.prompt) == 0:
         raise BadInputError(f"row {number}: the rendered template is empty; a template without soft prompt must give at least one token")
+    if base.family == "encoder" and not row.prompt:
+        raise BadInputError(f"row {number}: the rendered template is empty; an encoder must read at least one token of it")
 
 
 def encode_with_answers(base: BaseModel, encoder: Encoder, soft: int, rows: Rows) -> tuple[list[EncodedRow], list[int]]:

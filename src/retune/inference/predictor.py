@@ -13,7 +13,7 @@ from retune.errors import BadInputError, ConfigError, IntegrityError
 from retune.inference.adapters import soft_prompt, tuned_model
 from retune.inference.base_model import BaseModel, open_base_model
 from retune.inference.encoding import Encoder, Rows
-from retune.inference.families import family_of, generate_batch, row_losses
+from retune.inference.families import carried, family_of, generate_batch, row_losses
 from retune.inference.inputs import EncodedRow, LabelTree, check_length, encode_with_answers, sorted_batches
 from retune.inference.release import Release, read_release
 
@@ -45,6 +45,7 @@ class Predictor:
         """[P, H]; None where something else was tuned, or nothing."""
         self._on_base = base.family == "decoder" and (soft is not None or not tensors)
         self._encoder = Encoder(prompt, base.tokenizer, base.family)
+        self._carried = carried(self.base, self._prefix)
         self._labels = self._encoder.labels() if prompt.task == "classification" else []
 
     @classmethod
@@ -100,7 +101,7 @@ class Predictor:
         tree = LabelTree(self._labels)
         encoded = self._encode(rows, self.answer_tokens)
         out = torch.zeros(len(encoded), len(self._labels))
-        for numbers in sorted_batches(encoded, TOKENS, len(tree)):
+        for numbers in sorted_batches(encoded, TOKENS, len(tree) + self._carried):
             out[numbers] = family_of(self.base).score_batch(self.base, self._prefix, [encoded[i] for i in numbers], tree).cpu()
         return out
 
@@ -109,7 +110,7 @@ class Predictor:
         settings = self.prompt.generation
         encoded = self._encode(rows, settings.max_new_tokens)
         out = [""] * len(encoded)
-        for numbers in sorted_batches(encoded, TOKENS, settings.max_new_tokens):
+        for numbers in sorted_batches(encoded, TOKENS, settings.max_new_tokens + self._carried):
             batch = [encoded[i] for i in numbers]
             written = generate_batch(self.base, self._prefix, batch, settings.max_new_tokens, settings.temperature)
             for i, ids in zip(numbers, written, strict=True):
@@ -140,7 +141,7 @@ class Predictor:
         """
         encoded, owners = encode_with_answers(self.base, self._encoder, self._soft_tokens, rows)
         losses = np.zeros(len(encoded))
-        for numbers in sorted_batches(encoded, TOKENS):
+        for numbers in sorted_batches(encoded, TOKENS, self._carried):
             laid = family_of(self.base).lay(self.base, self._prefix, [encoded[i] for i in numbers])
             losses[numbers] = row_losses(self.base, self._prefix, laid)
         sums, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)

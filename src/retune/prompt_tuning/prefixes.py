@@ -58,7 +58,7 @@ class EncodedPrompt:
 
 class LayerPrefix:
     """Prefix tuning (arXiv:2101.00190): keys and values before every row in every layer. They start as those of a soft prompt, as the
-    paper advises (activations of real words), and are tuned as they are."""
+    paper advises (activations of real words; causal ones, also on an encoder), and are tuned as they are."""
 
     def __init__(self, base: BaseModel, start: torch.Tensor) -> None:
         """start: [P, H]."""

@@ -10,7 +10,7 @@ from retune.config import Tune
 from retune.errors import StageError
 from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel
-from retune.inference.families import Laid, family_of, row_losses
+from retune.inference.families import Laid, carried, family_of, row_losses
 from retune.inference.inputs import EncodedRow, by_tokens, sorted_batches
 from retune.prompt_tuning.checkpoints import Checkpoint, State, Stop, StoppedError
 from retune.prompt_tuning.processes import add_up, is_first, share
@@ -99,7 +99,8 @@ class _Run:
         self.optimizer = torch.optim.AdamW(list(tuned.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.total = total_steps(len(train), settings.batch_size, settings.epochs)
         with torch.no_grad():
-            self.held_out = validation_batches(base, validation, tuned.prefix())
+            prefix = tuned.prefix()
+        self.held_out, self.carried = validation_batches(base, validation, prefix), carried(base, prefix)
         self.tokens: int | None = None  # of a part of a batch; None: a batch is one part
         self.began = False
         self.step, self.curve = 0, list[CurveRow]()
@@ -193,7 +194,7 @@ class _Run:
         mine = share(sorted(rows, key=len))
         while True:
             self.optimizer.zero_grad()
-            lengths = [len(row) for row in mine]
+            lengths = [len(row) + self.carried for row in mine]
             parts = [list(range(len(mine)))] if self.tokens is None else by_tokens(range(len(mine)), lengths, self.tokens)
             try:
                 loss = sum(self._part([mine[i] for i in part], answers) for part in parts if part)
@@ -224,7 +225,8 @@ class _Run:
 
 def validation_batches(base: BaseModel, rows: Sequence[EncodedRow], prefix: Prefix | None) -> list[Laid]:
     """The validation split laid out after a prefix of this kind and size, once for all passes."""
-    return [family_of(base).lay(base, prefix, [rows[i] for i in numbers]) for numbers in sorted_batches(rows, VALIDATION_TOKENS)]
+    batches = sorted_batches(rows, VALIDATION_TOKENS, carried(base, prefix))
+    return [family_of(base).lay(base, prefix, [rows[i] for i in numbers]) for numbers in batches]
 
 
 @torch.no_grad()

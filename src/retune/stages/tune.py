@@ -8,7 +8,7 @@ Reads::
 
 Writes::
 
-    artifacts/<prompt>/release/    manifest.json, prompt.yaml, adapter/ (method full: model/; method none: neither)
+    artifacts/<prompt>/release/    manifest.json, prompt.yaml, adapter/ (method full: model/; method none: neither; encoders: classifier/)
     artifacts/<prompt>/curve.csv   step, epoch, train_loss, validation_loss, learning_rate
 
 Streams the curve and system metrics to the MLflow run in MLFLOW_RUN_ID, where there is one. A server that is away does not stop the tuning:

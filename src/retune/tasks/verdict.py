@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from retune.config import Prompt, Splits, override, sha256_json
+from retune.data.parts import BUCKETS
 from retune.errors import ConfigError, ConflictError
 from retune.evaluation.metrics import confusion
 from retune.evaluation.plots import confusion_figure, per_class_figure, render, slices_figure
@@ -23,7 +24,7 @@ from retune.tasks.patch import log_patch
 from retune.tasks.release import read_release_record, register, smoke_test
 from retune.tasks.retrain import evaluate_champion
 
-__all__ = ["decide", "looks_before", "promote"]
+__all__ = ["decide", "look_of", "promote", "spent_before"]
 
 REPORT = "decision/decision.md"
 """Artifact of a DAG run's MLflow run: verdict, metrics, gates and slices to read."""
@@ -173,7 +174,7 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
     baseline = by_release.get(run["baseline"]["release"], champion)
     policy = context.prompt.promote
     ours = _side(context, candidate)
-    look = _look(ours, champion["release"], policy.metric)
+    look = look_of(ours, champion["release"], context.prompt)
     decision = gate(
         ours,
         _side(context, champion),
@@ -181,7 +182,7 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
         tuple(context.prompt.labels),
         barred=candidate["release"] in standing(entries).barred,
         same_release=candidate["release"] == champion["release"],
-        looks=looks_before(entries, look),
+        spent=spent_before(entries, look),
     )
     return {
         "decision": decision.to_json(),
@@ -208,20 +209,28 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
     }
 
 
-def _look(candidate: Side, champion: str, metric: str) -> Json:
-    """What is compared on which test split, by hash: the same again is no second look."""
-    found = candidate.evaluation
-    splits = None if candidate.splits is None else candidate.splits.model_dump(mode="json")
+def look_of(candidate: Side, champion: str, prompt: Prompt) -> Json:
+    """What is compared on which test split, by hash, and the chance of luck that it takes. The same again is no second look.
+
+    A test split is what its rows follow from: where it begins among the buckets, and the salt. It grows with the data.
+    """
+    found, policy = candidate.evaluation, prompt.promote
+    splits = candidate.splits or prompt.preprocess.splits
     return {
-        "split": sha256_json(splits),
-        "comparison": sha256_json([found.release, champion, found.test_sha256, found.evaluator, metric]),
+        "split": sha256_json([round((splits.train + splits.validation) * BUCKETS), splits.salt]),
+        "comparison": sha256_json([found.release, champion, found.test_sha256, found.evaluator, policy.metric]),
+        "takes": 1 - policy.look_confidence,
     }
 
 
-def looks_before(entries: list[Entry], look: Json) -> int:
-    """Other comparisons on the same test split that the ledger holds."""
-    looks = [entry.body["look"] for entry in entries if entry.body.get("look")]
-    return len({each["comparison"] for each in looks if each["split"] == look["split"]} - {look["comparison"]})
+def spent_before(entries: list[Entry], look: Json) -> float:
+    """Chance of luck that the ledger's other comparisons on the same test split have taken, each at the most it was given."""
+    taken: dict[str, float] = {}
+    for entry in entries:
+        other = entry.body.get("look")
+        if other and other["split"] == look["split"] and other["comparison"] != look["comparison"]:
+            taken[other["comparison"]] = max(other["takes"], taken.get(other["comparison"], 0.0))
+    return sum(taken.values())
 
 
 def _side(context: Context, contender: Json) -> Side:

@@ -68,6 +68,7 @@ def minus_log_loss(frame):
 )
 def test_interval_is_that_of_a_plain_recomputation_with_scikit_learn(two_sides, labels, monkeypatch, metric, value, tolerance):
     monkeypatch.setattr(comparison, "CHUNK_CELLS", 5000)  # several chunks, the last one partial
+    monkeypatch.setattr(comparison, "FEW", 1000)  # each group by itself, as in the plain recomputation
     candidate, champion = two_sides()
     found = paired_bootstrap(candidate, champion, metric, labels, 0.9, 250, seed=5)
     gains = np.sort(plain_values(candidate, champion, value, 250, seed=5))
@@ -76,6 +77,17 @@ def test_interval_is_that_of_a_plain_recomputation_with_scikit_learn(two_sides, 
     assert found.high == pytest.approx(gains[225], abs=tolerance, rel=0)
     assert found.gain == pytest.approx(value(candidate) - value(champion), abs=1e-12, rel=0)
     assert (found.rows, found.resamples, found.confidence, found.metric) == (300, 250, 0.9, metric)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "weighted_f1"])
+def test_drawing_groups_that_are_alike_together_changes_chance_alone(two_sides, labels, monkeypatch, metric):
+    candidate, champion = two_sides(rows=600, grouped=False)
+    together = paired_bootstrap(candidate, champion, metric, labels, 0.9, 20_000, seed=5)
+    monkeypatch.setattr(comparison, "FEW", 10_000)
+    by_itself = paired_bootstrap(candidate, champion, metric, labels, 0.9, 20_000, seed=5)
+    width = by_itself.high - by_itself.low
+    assert (together.low, together.high) == pytest.approx((by_itself.low, by_itself.high), abs=0.03 * width)
+    assert together != by_itself  # other draws
 
 
 def test_a_small_case_by_hand(make_frame, labels):

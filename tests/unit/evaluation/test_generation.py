@@ -85,7 +85,7 @@ def test_signatures_say_how_many_references_there_were(make_texts):
 @pytest.mark.parametrize("metric", CORPUS)
 def test_every_group_drawn_once_is_the_library_s_corpus_score(texts, monkeypatch, metric):
     candidate, champion = texts(0.9), texts(0.5)
-    monkeypatch.setattr(comparison, "_draws", lambda groups, resamples, seed: [np.ones((resamples, groups))])
+    monkeypatch.setattr(comparison, "_draws", lambda alike, resamples, seed: [np.ones((resamples, len(alike)))])
     found = paired_bootstrap(candidate, champion, metric, [], 0.95, 100, seed=0)
     expected = by_library(candidate, metric) - by_library(champion, metric)
     assert (found.gain, found.low, found.high) == pytest.approx((expected, expected, expected), abs=1e-9)

@@ -15,10 +15,12 @@ from retune.inference.adapters import tuned_model
 from retune.inference.base_model import ARCHITECTURES, load_base
 from retune.inference.encoding import Encoder
 from retune.inference.families import family_of, generate_batch
-from retune.inference.inputs import EncodedRow, encode_with_answers
+from retune.inference.inputs import EncodedRow, check_length, encode_with_answers
 from retune.inference.predictor import Predictor
 from retune.inference.release import read_release, write_release
 from retune.prompt_tuning import tune
+from retune.prompt_tuning.checkpoints import Checkpoint
+from retune.prompt_tuning.trainer import VALIDATION_TOKENS, validation_batches
 
 ENCODERS = ["bert", "roberta", "xlm-roberta"]
 WRITERS = ["mt5", "t5"]
@@ -26,6 +28,7 @@ LAYERS = {"encoder": ["value", "output.dense"], "encoder-decoder": ["v", "wo"]}
 METHODS = ["prompt_tuning", "p_tuning", "prefix_tuning", "lora", "ia3", "full", "none"]
 OFFERED = [(kind, method) for kind in ("bert", "roberta", "t5") for method in METHODS if (kind, method) != ("t5", "prefix_tuning")]
 ROWS = tiny.make_rows(24, seed=3)
+HEAD = {"classifier.weight": torch.zeros(3, 32), "classifier.bias": torch.zeros(3)}
 
 
 def make_prompt(kind, method="prompt_tuning", maker=tiny.make_prompt, **changes):
@@ -179,14 +182,20 @@ def test_what_a_family_does_not_offer_is_refused(tmp_path):
     with pytest.raises(
         BadInputError, match=r"row 0: prompt too long: 250 virtual \+ \d+ prompt \+ 0 answer tokens = \d+, but the model reads 256"
     ):
-        Predictor(bert, make_prompt("bert"), tiny.tuned(tiny.make_soft_prompt(bert, 250))).score_labels(ROWS)
+        Predictor(bert, make_prompt("bert"), tiny.tuned(tiny.make_soft_prompt(bert, 250)) | HEAD).score_labels(ROWS)
+    with pytest.raises(BadInputError, match=r"must hold classifier\.weight and classifier\.bias, got none"):
+        Predictor(bert, make_prompt("bert"), tiny.tuned(tiny.make_soft_prompt(bert)))
+    with pytest.raises(BadInputError, match=r"must hold no classification head, got \['classifier\.bias', 'classifier\.weight'\]"):
+        Predictor(t5, make_prompt("t5"), tiny.tuned(tiny.make_soft_prompt(t5)) | HEAD)
+    with pytest.raises(BadInputError, match="row 0: the rendered template is empty; an encoder must read at least one token"):
+        check_length(0, EncodedRow([]), 4, 0, bert)
     with pytest.raises(BadInputError, match=r"classifier\.weight must be \[3, 32\] for this base model, got \[2, 32\]"):
         Predictor(bert, make_prompt("bert"), {"classifier.weight": torch.zeros(2, 32), "classifier.bias": torch.zeros(3)})
 
 
 def test_a_changed_classification_head_is_found(tmp_path):
     base, prompt = tiny.make_base("bert"), make_prompt("bert")
-    tensors = tiny.tuned(tiny.make_soft_prompt(base)) | {"classifier.weight": torch.zeros(3, 32), "classifier.bias": torch.zeros(3)}
+    tensors = tiny.tuned(tiny.make_soft_prompt(base)) | HEAD
     write_release(tmp_path / "release", prompt, tensors, base, {})
     file = tmp_path / "release/classifier/model.safetensors"
     head = load_file(file)
@@ -202,3 +211,46 @@ def test_an_encoder_is_loaded_without_the_pooler_that_it_may_lack(tmp_path):
     tiny.save_base(tmp_path / "tiny", "bert")
     assert load_base(tmp_path / "tiny").model.pooler is None
     assert (load_base(tmp_path / "tiny").context, tiny.make_base("roberta").context) == (256, 255)
+
+
+def test_an_end_that_the_template_writes_is_not_written_twice():
+    base = tiny.make_base("bert")
+    plain, ended = (
+        Encoder(make_prompt("bert", template=template), base.tokenizer, "encoder").prompts([{"text": "late"}])[0]
+        for template in ("{text}", f"{tiny.BOS}{{text}}{tiny.EOS}")
+    )
+    assert plain == ended
+    assert (plain[0], plain[-1]) == (2, 1)
+
+
+def test_batches_count_the_virtual_tokens_that_each_row_brings_along(monkeypatch):
+    base = tiny.make_base("bert")
+    batches = validation_batches(base, encoded(base, make_prompt("bert")), encoder.run_prefix(base, tiny.make_soft_prompt(base, 200)))
+    assert max(sum(batch.sizes) for batch in batches) <= VALIDATION_TOKENS
+    assert len(batches) > 4
+
+
+def test_an_encoders_run_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path):
+    base, prompt = tiny.make_base("bert"), make_prompt("bert")
+    whole = tune(base, prompt, tiny.make_rows(32), ROWS)
+
+    def stop_at_seven(row):
+        if row["step"] == 7:
+            raise KeyboardInterrupt
+
+    place = Checkpoint(tmp_path / "state", 0.0, lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        tune(base, prompt, tiny.make_rows(32), ROWS, stop_at_seven, place)
+    resumed = tune(base, prompt, tiny.make_rows(32), ROWS, checkpoint=place)
+    assert set(resumed.best) == {"prompt_embeddings", "classifier.weight", "classifier.bias"}
+    assert all(torch.equal(whole.best[name], tensor) for name, tensor in resumed.best.items())
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_bf16_weights_are_near_fp32(kind):
+    whole, half = tiny.make_base(kind, std=0.1), tiny.make_base(kind, std=0.1, dtype=torch.bfloat16)
+    head = HEAD if kind == "bert" else {}
+    prompt, tensors = make_prompt(kind), tiny.tuned(tiny.make_soft_prompt(whole)) | head
+    exact, rounded = (Predictor(base, prompt, tensors).score_labels(ROWS) for base in (whole, half))
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.1)
+    assert tune(half, prompt, tiny.make_rows(16), ROWS).best["prompt_embeddings"].dtype == torch.float32
