@@ -73,7 +73,7 @@ app.command(
     "[bold]retune explain ticket_priority --release 3f9c1a --rows 1000 --plot tokens.png[/]"
 )(cli_explain.explain)
 app.command(epilog="Example: [bold]retune export ticket_priority --to exported[/]   Then: [bold]exported/README.md[/]")(cli_export.export)
-app.command(epilog="Examples: [bold]retune simulate-gate[/], [bold]retune simulate-gate --looks 12 --json[/]   Some minutes.")(
+app.command(epilog="Examples: [bold]retune simulate-gate[/], [bold]retune simulate-gate --looks 12 --json[/]   About ten minutes.")(
     cli_simulate.simulate_gate
 )
 app.command(epilog="Example: [bold]retune doctor --json | jq '.checks[] | select(.state != \"ok\")'[/]")(cli_read.doctor)
