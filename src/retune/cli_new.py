@@ -11,8 +11,8 @@ from retune.cli_output import AsJson, console, emit, plain
 from retune.errors import BadInputError, ConfigError
 
 if TYPE_CHECKING:
-    from retune.config import BaseModelRef
     from retune.draft import Draft
+    from retune.policy import BaseModelRef
     from retune.settings import Settings
 
 __all__ = ["new"]
@@ -80,7 +80,7 @@ def _account(rows: int, malformed: int, drafted: "Draft") -> list[str]:
 
 
 def _base_model(value: str, settings: "Settings") -> "BaseModelRef":
-    from retune.config import BaseModelRef
+    from retune.policy import BaseModelRef
 
     if match := HUB.fullmatch(value):
         return BaseModelRef(hub=match[1], revision=match[2])

@@ -21,8 +21,8 @@ def simulate_gate(
     as_json: AsJson = False,
 ) -> None:
     """Count false promotions among equal releases, and what gains the gate finds at which test size."""
-    from retune.config import Policy
     from retune.evaluation import simulation
+    from retune.policy import Policy
 
     policy = Policy(metric="accuracy", confidence=confidence, looks_per_test_split=looks)
     progress = console(stderr=True)

@@ -8,20 +8,18 @@ import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from retune.errors import ConfigError
+from retune.policy import PROBES, TASK_METRICS, BaseModelRef, Evaluate, Policy, Section
 
 __all__ = [
     "LEARNING_RATES",
-    "TASK_METRICS",
     "Augmentation",
-    "BaseModelRef",
     "Generation",
-    "Policy",
     "Preprocess",
     "Prompt",
     "Schedule",
@@ -36,36 +34,11 @@ __all__ = [
     "sha256_json",
 ]
 
-SHA256 = r"^[0-9a-f]{64}$"
 RELEASED = ("name", "task", "base_model", "template", "target", "labels", "slices", "preprocess", "tune", "generation")
 """Fields of a prompt file that a release is made of: the parameters of stage tune in dvc.yaml."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class BaseModelRef(_Section):
-    """The frozen language model: a local folder with its sha256, or a hub id with a full revision."""
-
-    path: str | None = None
-    """Folder, relative to the project."""
-    sha256: Annotated[str | None, Field(pattern=SHA256)] = None
-    """Hash of the folder (see `retune.inference.base_model.folder_sha256`)."""
-    hub: str | None = None
-    """Hub id, ORG/NAME."""
-    revision: Annotated[str | None, Field(pattern=r"^[0-9a-f]{40}$")] = None
-    """Full commit of the hub repository, 40 hex digits."""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        local, hub = (self.path, self.sha256), (self.hub, self.revision)
-        if not (all(local) and not any(hub)) and not (all(hub) and not any(local)):
-            raise ValueError("must be either {path, sha256} or {hub, revision}")
-        return self
-
-
-class Source(_Section):
+class Source(Section):
     """Where new data land, and how to read them where guessing would go wrong."""
 
     path: str
@@ -84,7 +57,7 @@ class Source(_Section):
     """A longer text is quarantined."""
 
 
-class Schedule(_Section):
+class Schedule(Section):
     """When the prompt is retrained: either trigger suffices."""
 
     cron: str | None = None
@@ -95,7 +68,7 @@ class Schedule(_Section):
     """Rows kept since the last decided revision, below which a run ends after its first task."""
 
 
-class Splits(_Section):
+class Splits(Section):
     """Shares of the rows, by frozen hash bucket; they add up to 1."""
 
     train: Annotated[float, Field(gt=0, lt=1)] = 0.6
@@ -111,7 +84,7 @@ class Splits(_Section):
         return self
 
 
-class Augmentation(_Section):
+class Augmentation(Section):
     """Noisy copies of training rows (typos, case, spacing); validation and test rows are never touched."""
 
     copies: Annotated[int, Field(ge=0, le=10)] = 0
@@ -119,7 +92,7 @@ class Augmentation(_Section):
     seed: int = 0
 
 
-class Preprocess(_Section):
+class Preprocess(Section):
     min_characters: Annotated[int, Field(ge=1)] = 1
     """A shorter text is quarantined."""
     max_tokens: Annotated[int, Field(ge=1)] = 512
@@ -135,7 +108,7 @@ LEARNING_RATES: dict[str, float] = {"p_tuning": 0.003, "prefix_tuning": 0.03, "l
 """Method -> its learning rate where a prompt file names none; of all others the field's default."""
 
 
-class Tune(_Section):
+class Tune(Section):
     method: Method = "prompt_tuning"
     """What is tuned: a soft prompt (prompt_tuning, p_tuning), keys and values of every layer (prefix_tuning), small matrices (lora) or
     vectors (ia3) beside the frozen weights, all weights (full), or nothing (none: the template alone)."""
@@ -186,55 +159,25 @@ class Tune(_Section):
         return self
 
 
-class Generation(_Section):
+class Generation(Section):
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0: greedy."""
 
 
-ClassificationMetric = Literal["macro_f1", "accuracy", "weighted_f1", "log_loss"]
-GenerationMetric = Literal["rougeL", "rouge1", "rouge2", "bleu", "chrf", "exact_match", "perplexity", "empty_outputs"]
-MetricName = Literal[ClassificationMetric, GenerationMetric]
-"""Metrics that a policy may name; `retune.evaluation` computes them."""
-TASK_METRICS: dict[str, tuple[MetricName, ...]] = {
-    "classification": get_args(ClassificationMetric),
-    "generation": get_args(GenerationMetric),
-}
-"""Task -> its metrics, the first of which decides where a policy names none."""
+def fields_of(template: str) -> tuple[str, ...]:
+    """Fields that a template names, in order of first appearance. Raises ValueError if it holds anything but text and plain fields."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"must be text with fields in braces: {error}") from None
+    for _, field, spec, conversion in parts:
+        if field is not None and (not field.isidentifier() or spec or conversion):
+            raise ValueError(f"may only hold plain fields such as {{text}}, got {{{field}}}")
+    return tuple(dict.fromkeys(field for _, field, _, _ in parts if field))
 
 
-class Policy(_Section):
-    """What the gate asks of a candidate (`promote:` in the prompt file)."""
-
-    metric: MetricName = "macro_f1"
-    """Left out: macro_f1 for task: classification, rougeL for task: generation."""
-    min_gain: Annotated[float, Field(ge=0)] = 0.0
-    """Smallest gain of `metric` over the champion that is worth shipping."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """That no release is promoted by luck, over all comparisons on one test split together."""
-    looks_per_test_split: Annotated[int, Field(ge=1)] = 52
-    """Comparisons that a test split is good for, each with an equal share of 1 - confidence (Bonferroni); then splits.salt draws a new
-    one."""
-    floors: dict[MetricName, float] = {}
-    """Metric -> least value (greatest, where lower is better)."""
-    max_slice_gap: Annotated[float | None, Field(gt=0)] = None
-    """Largest allowed fall of the metric in any slice against the champion."""
-    min_slice_rows: Annotated[int, Field(ge=1)] = 30
-    """Slices with fewer test rows are reported, not guarded."""
-    resamples: Annotated[int, Field(ge=100)] = 2000
-    """Bootstrap resamples, at least; as many more are drawn as the share of a look needs."""
-    approval: bool = False
-    """Ask a person in Airflow before a release is promoted; a run's form may ask for it too, never do without it."""
-    approval_hours: Annotated[float, Field(gt=0, le=720)] = 24.0
-    """Hours to wait for the answer; without one the champion stays (HOLD)."""
-
-    @property
-    def look_confidence(self) -> float:
-        """Confidence of one comparison, so that all of a test split's together have `confidence`."""
-        return 1 - (1 - self.confidence) / self.looks_per_test_split
-
-
-class Prompt(_Section):
+class Prompt(Section):
     """A prompt file, every default written out."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -258,6 +201,7 @@ class Prompt(_Section):
     generation: Generation = Generation()
     trials: tuple[dict[str, Any], ...] = ({},)
     """Overrides, one tuning run each."""
+    evaluate: Evaluate = Evaluate()
     promote: Policy = Policy()
 
     @model_validator(mode="before")
@@ -282,20 +226,13 @@ class Prompt(_Section):
     @field_validator("template")
     @classmethod
     def _plain_template(cls, value: str) -> str:
-        try:
-            parts = list(string.Formatter().parse(value))
-        except ValueError as error:
-            raise ValueError(f"must be text with fields in braces: {error}") from None
-        for _, field, spec, conversion in parts:
-            if field is not None and (not field.isidentifier() or spec or conversion):
-                raise ValueError(f"may only hold plain fields such as {{text}}, got {{{field}}}")
+        fields_of(value)
         return value
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Fields that the template names, in order of first appearance."""
-        fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field]
-        return tuple(dict.fromkeys(fields))
+        return fields_of(self.template)
 
     def released(self) -> Self:
         """The prompt with only what a release is made of and serves with; everything else at its default."""
@@ -313,9 +250,18 @@ class Prompt(_Section):
         if self.task == "generation" and self.labels:
             raise ValueError("labels belong to task: classification; remove them or change the task")
         known = TASK_METRICS[self.task]
-        for field, metric in [("metric", self.promote.metric), *(("floors", name) for name in self.promote.floors)]:
+        policed = [("metric", self.promote.metric)]
+        policed += [(field, name) for field in ("floors", "margins") for name in getattr(self.promote, field)]
+        for field, metric in policed:
             if metric not in known:
                 raise ValueError(f"promote.{field} must name one of {', '.join(known)} for task: {self.task}, got {metric!r}")
+        for name in self.promote.slice_floors:
+            column, _, _ = name.partition("=")
+            if column not in self.slices and name not in {f"set={known}" for known in (*self.evaluate.test_sets, *PROBES)}:
+                raise ValueError(f"promote.slice_floors must name a slice as COLUMN=VALUE or a set as set=NAME, got {name!r}")
+        for template in self.evaluate.probes.templates:
+            if set(fields_of(template)) != set(self.inputs):
+                raise ValueError(f"evaluate.probes.templates must hold the template's fields {', '.join(self.inputs)}, got {template!r}")
         for trial in self.trials:
             for key in trial:
                 section, _, field = key.partition(".")

@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retune.config import BaseModelRef
 from retune.data.dialect import assemble, sniff
 from retune.data.encoding import find_encoding, open_bytes, read_lines
 from retune.data.landing import format_of
 from retune.data.read import Layout, open_reading
 from retune.errors import BadInputError
+from retune.policy import BaseModelRef
 from retune.text import normalise
 
 __all__ = ["Draft", "Sample", "draft", "prompt_yaml", "read_sample"]

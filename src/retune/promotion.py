@@ -24,11 +24,12 @@ from typing import TypeVar
 
 import pandas as pd
 
-from retune.config import Policy, Splits
+from retune.config import Splits
 from retune.errors import BadInputError, RetuneError
 from retune.evaluation.comparison import ROUNDING, measurably_better, paired_bootstrap
 from retune.evaluation.metrics import Metric, metric_named
 from retune.evaluation.predictions import rows_sha256
+from retune.policy import Policy
 from retune.records import Comparison, Decision, Evaluation, Gate, Verdict
 
 __all__ = ["Side", "decide", "with_answer"]

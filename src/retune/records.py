@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-__all__ = ["Comparison", "Decision", "Evaluation", "Gate", "Lineage", "Trigger", "Verdict"]
+__all__ = ["CheckResult", "Comparison", "Decision", "Evaluation", "Gate", "Lineage", "Measured", "Trigger", "Verdict"]
 
 Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
 
@@ -69,8 +69,38 @@ class Evaluation(_Record):
     """Label -> precision, recall, f1, rows."""
     slices: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     """Slice column -> value -> metrics and rows."""
+    sets: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Labelled set or probe -> metrics and rows; of a probe also `changed`, the share of rows with another output than the row as it was."""
     signatures: dict[str, str] = field(default_factory=dict)
     """Metric -> how it was computed, in its library's own words (bleu, chrf)."""
+
+
+@dataclass(frozen=True)
+class Measured(_Record):
+    """What was timed, or costs, of one release. No stage's output holds it: it differs from run to run."""
+
+    latency_p50_ms: float
+    """Median of the milliseconds of one prediction of one row."""
+    latency_p95_ms: float
+    tokens_per_second: float
+    """Input and output tokens over the seconds of those predictions."""
+    tuned_parameters: int
+    """Values that were tuned; 0 for the template alone."""
+    tune_seconds: float
+    """Of the stage that made the release, on the machine that executed it; NaN where that is not known."""
+    cost: float | None
+    """tune_seconds at RETUNE_DEVICE_HOUR_PRICE; None without a price."""
+
+
+@dataclass(frozen=True)
+class CheckResult(_Record):
+    """One of the prompt tests in `prompts/<prompt>.checks.yaml`, as a release met it."""
+
+    name: str
+    required: bool
+    passed: bool
+    reason: str
+    """What was expected and what came, in one sentence."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ PROJECTED = "retune.champion"
 """Tag of the registered model: the version that Retune last made the champion. The alias differs where a person moved it."""
 BARRED = "retune.barred"
 """Tag of a version that a rollback left: why."""
-CODE = ("__init__.py", "config.py", "errors.py", "text.py", "inference")
+CODE = ("__init__.py", "config.py", "errors.py", "policy.py", "text.py", "inference")
 """Parts of the package that travel with a version; enough to predict where Retune is not installed."""
 
 

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from retune.config import LEARNING_RATES, RELEASED, TASK_METRICS, Tune, load_prompt, load_prompts, override
+from retune.config import LEARNING_RATES, RELEASED, Tune, load_prompt, load_prompts, override
 from retune.errors import ConfigError
 from retune.evaluation.metrics import task_metrics
+from retune.policy import TASK_METRICS
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "prompts/ticket_priority.yaml"

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from retune.config import BaseModelRef, Prompt, load_prompt
+from retune.config import Prompt, load_prompt
 from retune.draft import Draft, draft, prompt_yaml, read_sample
 from retune.errors import BadInputError
+from retune.policy import BaseModelRef
 
 BASE = BaseModelRef(path="models/base", sha256="a" * 64)
 INTENTS = ["book a flight", "card lost", "set an alarm"]

@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from retune.config import TASK_METRICS
 from retune.errors import BadInputError, ConfigError
 from retune.evaluation.generation import GENERATION
 from retune.evaluation.metrics import ACCURACY, LOG_LOSS, MACRO_F1, WEIGHTED_F1, metric_named, row_log_loss
 from retune.evaluation.predictions import check_predictions, label_codes
 from retune.evaluation.sums import Floats, mean, value_and_one
+from retune.policy import TASK_METRICS
 from retune.records import Comparison
 
 __all__ = ["BEYOND", "CLASSIFICATION", "ROUNDING", "compare_groups", "measurably_better", "paired_bootstrap", "swap_test"]

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta, norm
 
-from retune.config import Policy
 from retune.evaluation.comparison import BEYOND, CLASSIFICATION, compare_groups, measurably_better, swap_test
 from retune.evaluation.generation import GENERATION
 from retune.evaluation.metrics import ACCURACY, MACRO_F1
 from retune.evaluation.sums import Floats, mean, value_and_one
+from retune.policy import Policy
 
 __all__ = ["POWER_GAINS", "POWER_ROWS", "SCENARIOS", "FalsePromotions", "Power", "mcnemar_power", "power", "simulate"]
 

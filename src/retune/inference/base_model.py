@@ -14,8 +14,9 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from retune.config import BaseModelRef, canonical_json
+from retune.config import canonical_json
 from retune.errors import BadInputError, ConfigError
+from retune.policy import BaseModelRef
 
 __all__ = [
     "ARCHITECTURES",

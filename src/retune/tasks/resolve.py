@@ -23,7 +23,20 @@ WHY = {"asset_triggered": "new data", "scheduled": "schedule", "manual": "by han
 
 def fingerprint(context: Context, lineage: Lineage) -> str:
     """Hash of everything that a retrain run's verdict follows from, the champion apart: promotion must not cause the next run."""
-    science = ("task", "base_model", "template", "target", "labels", "slices", "preprocess", "tune", "generation", "trials", "promote")
+    science = (
+        "task",
+        "base_model",
+        "template",
+        "target",
+        "labels",
+        "slices",
+        "preprocess",
+        "tune",
+        "generation",
+        "trials",
+        "evaluate",
+        "promote",
+    )
     fields = context.prompt.model_dump(mode="json")
     return sha256_json(
         {

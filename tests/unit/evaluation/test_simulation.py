@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from retune.cli import app
-from retune.config import Policy
 from retune.evaluation import simulation
 from retune.evaluation.simulation import SCENARIOS, mcnemar_power, power, simulate
+from retune.policy import Policy
 
 
 def test_equal_releases_are_promoted_no_more_often_than_the_policy_allows():

@@ -7,7 +7,6 @@ import pytest
 import tiny
 import torch
 
-from retune.config import BaseModelRef
 from retune.errors import BadInputError, ConfigError
 from retune.inference.base_model import (
     base_sha256,
@@ -18,6 +17,7 @@ from retune.inference.base_model import (
     set_threads,
     tokenizer_sha256,
 )
+from retune.policy import BaseModelRef
 
 
 @pytest.fixture(scope="module")
