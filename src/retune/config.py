@@ -255,6 +255,8 @@ class Prompt(Section):
         for field, metric in policed:
             if metric not in known:
                 raise ValueError(f"promote.{field} must name one of {', '.join(known)} for task: {self.task}, got {metric!r}")
+            if metric == "relevance" and self.evaluate.encoder is None:
+                raise ValueError(f"promote.{field} names relevance, which needs evaluate.encoder, a sentence encoder")
         for name in self.promote.slice_floors:
             column, _, _ = name.partition("=")
             if column not in self.slices and name not in {f"set={known}" for known in (*self.evaluate.test_sets, *PROBES)}:

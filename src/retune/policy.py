@@ -43,6 +43,7 @@ ClassificationMetric = Literal[
     "weighted_recall",
     "log_loss",
     "calibration_error",
+    "outside_labels",
 ]
 GenerationMetric = Literal[
     "rougeL",

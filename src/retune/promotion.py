@@ -10,48 +10,34 @@
 | looks | other comparisons have used up the chance of luck that `confidence` leaves to this test split | HOLD |
 | gain | the metric is measurably worse (REJECT), indistinguishable (HOLD) or rises by less than min_gain (HOLD) | REJECT, HOLD |
 | floors | a metric misses its floor; one gate per floor, named floors.METRIC | REJECT |
+| margins | another metric loses more than its margin (REJECT), or may do so (HOLD); margins.METRIC | REJECT, HOLD |
+| slice_floors | the metric misses the floor of a slice or set, or is missing there; slice_floors.NAME | REJECT |
+| slices | the metric falls too far in a slice, labelled set or probe, or is missing there (for the champion: HOLD) | REJECT, HOLD |
+| negative_flips | too many rows that the champion has right are wrong now | REJECT |
+| max_changed | a probe changes too many answers (REJECT), or was not made (HOLD); max_changed.PROBE | REJECT, HOLD |
 | approval | a person was asked, and refused or did not answer in time | HOLD |
-| slices | the metric falls too far in a slice, or the candidate lacks one (REJECT); the champion lacks one (HOLD) | REJECT, HOLD |
 
 Every gate is evaluated and listed. A gate that could not be evaluated has failed.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
-
-import pandas as pd
 
 from retune.config import Splits
 from retune.errors import BadInputError, RetuneError
 from retune.evaluation.comparison import ROUNDING, measurably_better, paired_bootstrap
-from retune.evaluation.metrics import Metric, metric_named
+from retune.evaluation.metrics import metric_named
 from retune.evaluation.predictions import rows_sha256
+from retune.gates import Side, changed, figure, finite, listed, margin, negative_flips, signed, slice_floor, slices
 from retune.policy import Policy
 from retune.records import Comparison, Decision, Evaluation, Gate, Verdict
 
 __all__ = ["Side", "decide", "with_answer"]
 
 T = TypeVar("T")
-
-MAX_NAMED = 5
-"""Slices named in one sentence; more are counted."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One release in the comparison."""
-
-    evaluation: Evaluation
-    predictions: pd.DataFrame
-    """The frame that `evaluation` was made from (columns: `retune.evaluation.predictions`)."""
-    splits: Splits | None
-    """Splits in the release's own prompt file, which the candidate's test rows come from; None for a champion that was tuned on no
-    rows (the template alone)."""
-    base_model: str
-    """sha256 or revision of the base model."""
 
 
 def decide(
@@ -72,6 +58,10 @@ def decide(
     comparisons on this test split have used up. `seed` draws the resamples. Fails closed: whatever goes wrong inside a gate is that
     gate's failure, never a promotion.
     """
+    new_base = candidate.base_model != champion.base_model
+    if new_base and policy.metric == "perplexity":  # tokens of another tokenizer are no common measure, bytes are
+        policy = policy.model_copy(update={"metric": "perplexity_per_byte"})
+    ours, theirs = candidate.evaluation, champion.evaluation
     compared = _attempt(
         "gain",
         lambda: paired_bootstrap(
@@ -82,12 +72,19 @@ def decide(
         ("different_release", partial(_different_release, candidate, same_release)),
         ("not_barred", partial(_not_barred, candidate, barred)),
         ("same_test_rows", partial(_same_test_rows, candidate, champion)),
-        ("complete", partial(_complete, candidate.evaluation, champion.evaluation, policy)),
+        ("complete", partial(_complete, ours, theirs, policy)),
         ("same_splits", partial(_same_splits, candidate.splits, champion.splits)),
         ("looks", partial(_looks, spent, policy)),
-        ("gain", partial(_gain, compared, candidate.evaluation, champion.evaluation, policy.min_gain)),
-        *((f"floors.{name}", partial(_floor, candidate.evaluation, name, floor)) for name, floor in policy.floors.items()),
-        ("slices", partial(_slices, candidate.evaluation, champion.evaluation, policy)),
+        ("gain", partial(_gain, compared, ours, theirs, policy.min_gain)),
+        *((f"floors.{name}", partial(_floor, ours, name, floor)) for name, floor in policy.floors.items()),
+        *(
+            (f"margins.{name}", partial(margin, candidate, champion, name, largest, policy, labels, seed))
+            for name, largest in policy.margins.items()
+        ),
+        *((f"slice_floors.{name}", partial(slice_floor, ours, name, floor, policy)) for name, floor in policy.slice_floors.items()),
+        ("slices", partial(slices, candidate, champion, policy, labels, seed)),
+        ("negative_flips", partial(negative_flips, candidate, champion, policy, labels)),
+        *((f"max_changed.{name}", partial(changed, ours, name, largest, policy)) for name, largest in policy.max_changed.items()),
     ]
     gates = [_attempt(name, check) for name, check in checks]
     verdict = _verdict(gates)
@@ -96,17 +93,18 @@ def decide(
         reasons=[*_reasons(gates, verdict), *_notes(candidate, champion, policy)],
         gates=[gate.to_json() for gate in gates],
         comparison=compared.to_json() if isinstance(compared, Comparison) else None,
+        ask=new_base,
     )
 
 
 def with_answer(decision: Decision, approved: bool, reason: str) -> Decision:
     """A PROMOTE after a person was asked: it stands, or becomes a HOLD for this reason."""
     gate = Gate("approval", approved, reason, on_fail="HOLD")
-    return Decision(
+    return replace(
+        decision,
         verdict=decision.verdict if approved else "HOLD",
         reasons=[*decision.reasons, reason] if approved else [reason, *decision.reasons],
         gates=[*decision.gates, gate.to_json()],
-        comparison=decision.comparison,
     )
 
 
@@ -136,7 +134,8 @@ def _reasons(gates: Sequence[Gate], verdict: Verdict) -> list[str]:
 def _notes(candidate: Side, champion: Side, policy: Policy) -> Iterator[str]:
     """What decides nothing and a person should know."""
     if candidate.base_model != champion.base_model:
-        yield f"The base model differs: {candidate.base_model[:12]} for the candidate, {champion.base_model[:12]} for the champion."
+        models = f"{candidate.base_model[:12]} for the candidate, {champion.base_model[:12]} for the champion"
+        yield f"The base model differs: {models}; a person must approve."
     if policy.max_slice_gap is not None:
         small = [
             f"{column}={value} ({figures.get('rows', 0):.0f})"
@@ -145,7 +144,7 @@ def _notes(candidate: Side, champion: Side, policy: Policy) -> Iterator[str]:
             if figures.get("rows", 0) < policy.min_slice_rows
         ]
         if small:
-            yield f"Not guarded, with fewer than {policy.min_slice_rows} test rows: {_listed(small)}."
+            yield f"Not guarded, with fewer than {policy.min_slice_rows} test rows: {listed(small)}."
 
 
 def _different_release(candidate: Side, same_release: bool) -> Gate:
@@ -180,7 +179,7 @@ def _same_test_rows(candidate: Side, champion: Side) -> Gate:
 
 
 def _complete(candidate: Evaluation, champion: Evaluation, policy: Policy) -> Gate:
-    policed = [policy.metric, *policy.floors]
+    policed = [policy.metric, *policy.floors, *policy.margins]
     ours = _incomplete(candidate, [*champion.metrics, *policed])
     theirs = _incomplete(champion, [*candidate.metrics, *policed])
     if ours:
@@ -245,25 +244,25 @@ def _gain(compared: Comparison | Gate, candidate: Evaluation, champion: Evaluati
         stated = evaluation.metrics.get(compared.metric, math.nan)
         if not abs(stated - value) <= ROUNDING:
             raise BadInputError(
-                f"{compared.metric} of the {role} is {_figure(stated)} in its figures and {_figure(value)} in its predictions"
+                f"{compared.metric} of the {role} is {figure(stated)} in its figures and {figure(value)} in its predictions"
             )
     low, high, gain = compared.low, compared.high, compared.gain
     distinct, enough, worse = low > ROUNDING, gain >= min_gain - ROUNDING, high < -ROUNDING
     figures = (
-        f"{_figure(compared.candidate)} against {_figure(compared.champion)} on {compared.rows:,} rows, a gain of {_signed(gain)} "
-        f"(from {_signed(low)} to {_signed(high)}, each end at {100 * compared.confidence:.4g} % confidence)"
+        f"{figure(compared.candidate)} against {figure(compared.champion)} on {compared.rows:,} rows, a gain of {signed(gain)} "
+        f"(from {signed(low)} to {signed(high)}, each end at {100 * compared.confidence:.4g} % confidence)"
     )
     if distinct and enough:
         reason = f"{compared.metric} is measurably better: {figures}."
     elif distinct:
-        reason = f"{compared.metric} is measurably better, by less than the min_gain of {_figure(min_gain)}: {figures}."
+        reason = f"{compared.metric} is measurably better, by less than the min_gain of {figure(min_gain)}: {figures}."
     elif worse:
         reason = f"{compared.metric} is measurably worse: {figures}."
     else:
-        short = "" if enough else f", and the gain is less than the min_gain of {_figure(min_gain)}"
+        short = "" if enough else f", and the gain is less than the min_gain of {figure(min_gain)}"
         reason = f"{compared.metric} cannot be told from the champion's{short}: {figures}."
     return Gate(
-        "gain", measurably_better(low, gain, min_gain), reason, gain, _finite(min_gain), low, high, on_fail="REJECT" if worse else "HOLD"
+        "gain", measurably_better(low, gain, min_gain), reason, gain, finite(min_gain), low, high, on_fail="REJECT" if worse else "HOLD"
     )
 
 
@@ -273,65 +272,5 @@ def _floor(candidate: Evaluation, name: str, floor: float) -> Gate:
     passed = metric.sign * (value - floor) >= -ROUNDING
     bound = "least" if metric.higher_is_better else "greatest"
     outcome = "which meets" if passed else "which misses"
-    reason = f"{name} is {_figure(value)}, {outcome} its floor: the {bound} allowed is {_figure(floor)}."
-    return Gate(f"floors.{name}", passed, reason, _finite(value), _finite(floor), on_fail="REJECT")
-
-
-def _slices(candidate: Evaluation, champion: Evaluation, policy: Policy) -> Gate:
-    metric = metric_named(policy.metric)
-    ours, theirs = _flat(candidate), _flat(champion)
-    lacking = [name for name in theirs if policy.metric not in ours.get(name, {})]
-    if lacking:
-        return Gate("slices", False, f"The candidate has no {policy.metric} for {_listed(lacking)}.", on_fail="REJECT")
-    unlike = [
-        name for name, figures in ours.items() if policy.metric not in theirs.get(name, {}) or figures["rows"] != theirs[name]["rows"]
-    ]
-    if unlike:
-        return Gate("slices", False, f"The champion was not measured on the same rows in {_listed(unlike)}. Evaluate both again.")
-    if policy.max_slice_gap is None:
-        return Gate("slices", True, f"max_slice_gap is not set: {len(ours)} slices are reported, none is guarded.", on_fail="REJECT")
-    falls = {name: _fall(metric, figures, theirs[name]) for name, figures in ours.items() if figures["rows"] >= policy.min_slice_rows}
-    if not falls:
-        reason = f"No slice has the {policy.min_slice_rows} test rows from which it is guarded."
-        return Gate("slices", True, reason, threshold=_finite(policy.max_slice_gap), on_fail="REJECT")
-    too_far = [name for name, fall in falls.items() if not fall <= policy.max_slice_gap + ROUNDING]
-    worst = max(falls, key=lambda name: math.inf if math.isnan(falls[name]) else falls[name])
-    if too_far:
-        shown = [f"{name} ({_change(policy.metric, ours[name], theirs[name])})" for name in sorted(too_far, key=lambda name: name != worst)]
-        reason = f"{policy.metric} gets worse by more than {_figure(policy.max_slice_gap)} in {_listed(shown)}."
-    else:
-        reason = (
-            f"{policy.metric} gets worse by more than {_figure(policy.max_slice_gap)} in none of {len(falls)} guarded slices; "
-            f"the least favourable change is in {worst} ({_change(policy.metric, ours[worst], theirs[worst])})."
-        )
-    return Gate("slices", not too_far, reason, _finite(falls[worst]), _finite(policy.max_slice_gap), on_fail="REJECT")
-
-
-def _flat(evaluation: Evaluation) -> dict[str, dict[str, float]]:
-    return {f"{column}={value}": figures for column, values in evaluation.slices.items() for value, figures in values.items()}
-
-
-def _fall(metric: Metric, candidate: dict[str, float], champion: dict[str, float]) -> float:
-    return metric.sign * (champion[metric.name] - candidate[metric.name])
-
-
-def _change(metric: str, candidate: dict[str, float], champion: dict[str, float]) -> str:
-    return f"{_figure(champion[metric])} to {_figure(candidate[metric])}, {candidate['rows']:,.0f} rows"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
-
-
-def _figure(value: float) -> str:
-    return f"{value:.1e}" if 0 < abs(value) < 0.00005 else f"{value:.4f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1e}" if 0 < abs(value) < 0.00005 else f"{value:+.4f}"
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN: a value that is none is left out of the record and stands in the reason."""
-    return value if math.isfinite(value) else None
+    reason = f"{name} is {figure(value)}, {outcome} its floor: the {bound} allowed is {figure(floor)}."
+    return Gate(f"floors.{name}", passed, reason, finite(value), finite(floor), on_fail="REJECT")

@@ -70,7 +70,7 @@ class Evaluation(_Record):
     slices: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     """Slice column -> value -> metrics and rows."""
     sets: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Labelled set or probe -> metrics and rows; of a probe also `changed`, the share of rows with another output than the row as it was."""
+    """Labelled set or probe -> metrics and rows; of a probe `changed` too, the share of rows with another output than unchanged."""
     signatures: dict[str, str] = field(default_factory=dict)
     """Metric -> how it was computed, in its library's own words (bleu, chrf)."""
 
@@ -123,6 +123,16 @@ class Comparison(_Record):
     """Of this one comparison: of a policy's confidence, the share that a look has."""
     resamples: int
     rows: int
+    won: int = 0
+    """Rows that the candidate alone has right (texts: to the letter)."""
+    lost: int = 0
+    """Rows that the champion alone has right."""
+    won_low: float = 0.0
+    """Effect size: of the rows on which the two differ, the candidate's share. Lower end of its exact interval at `confidence`."""
+    won_high: float = 1.0
+    """Upper end, likewise."""
+    mcnemar: float = 1.0
+    """Exact two-sided p-value of McNemar's test on those rows."""
 
 
 @dataclass(frozen=True)
@@ -147,3 +157,5 @@ class Decision(_Record):
     """Each a `Gate` as JSON."""
     comparison: dict[str, Any] | None
     """A `Comparison` as JSON; None where none could be made."""
+    ask: bool = False
+    """Whether a PROMOTE must be approved by a person whatever the prompt file says: the base model is another than the champion's."""

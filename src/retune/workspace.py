@@ -364,11 +364,12 @@ class Workspaces:
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
             else:
                 shutil.copyfile(source, target)
-        reference = prompt.base_model.path
-        if reference and not PurePosixPath(reference).is_absolute():
-            link = folder / safe(reference)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(project / reference, target_is_directory=True)
+        models = [model.path for model in (prompt.base_model, prompt.evaluate.encoder) if model is not None and model.path]
+        for reference in {*models, *(found.path for found in prompt.evaluate.test_sets.values())}:
+            if not PurePosixPath(reference).is_absolute():
+                link = folder / safe(reference)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(project / reference)
 
     def _dvc_config(self) -> str:
         self.settings.cache.mkdir(parents=True, exist_ok=True)

@@ -102,6 +102,7 @@ def test_a_measurably_better_candidate_is_promoted_with_its_gain_first(candidate
         "looks",
         "gain",
         "slices",
+        "negative_flips",
     ]
     gain = gate(decision, "gain")
     assert gain["value"] == pytest.approx(0.2)
@@ -259,7 +260,7 @@ def test_a_slice_of_few_rows_is_named_and_not_guarded():
     decision = judge(*sliced(30), policy)
     assert decision.verdict == "PROMOTE"
     assert decision.reasons[1] == "Not guarded, with fewer than 51 test rows: channel=mail (50), channel=web (50)."
-    assert gate(decision, "slices")["reason"] == "No slice has the 51 test rows from which it is guarded."
+    assert gate(decision, "slices")["reason"] == "No slice or set has the 51 rows from which it is guarded."
 
 
 @pytest.mark.parametrize("gap", [None, 0.5])
@@ -301,9 +302,12 @@ def test_every_gate_is_listed_and_rejections_come_first(candidate, champion):
     decision = judge(candidate, moved, policy, barred=True)
     assert decision.verdict == "REJECT"
     assert failed(decision) == ["not_barred", "same_test_rows", "gain", "floors.accuracy"]
-    assert len(decision.gates) == 9
+    assert len(decision.gates) == 10
     assert decision.reasons[0] == "accuracy is 0.9000, which misses its floor: the least allowed is 0.9900."
-    assert decision.reasons[-1] == "The base model differs: bbbbbbbbbbbb for the candidate, dddddddddddd for the champion."
+    assert (
+        decision.reasons[-1]
+        == "The base model differs: bbbbbbbbbbbb for the candidate, dddddddddddd for the champion; a person must approve."
+    )
 
 
 @pytest.mark.parametrize("name", ["paired_bootstrap", "rows_sha256", "metric_named"])

@@ -22,14 +22,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from retune.errors import BadInputError, ConfigError
+from retune.evaluation.classification import CLASSIFICATION
+from retune.evaluation.flips import flips, mcnemar, share_bounds
 from retune.evaluation.generation import GENERATION
-from retune.evaluation.metrics import ACCURACY, LOG_LOSS, MACRO_F1, WEIGHTED_F1, metric_named, row_log_loss
-from retune.evaluation.predictions import check_predictions, label_codes
-from retune.evaluation.sums import Floats, mean, value_and_one
+from retune.evaluation.metrics import metric_named
+from retune.evaluation.predictions import check_predictions
+from retune.evaluation.sums import Floats
 from retune.policy import TASK_METRICS
 from retune.records import Comparison
 
-__all__ = ["BEYOND", "CLASSIFICATION", "ROUNDING", "compare_groups", "measurably_better", "paired_bootstrap", "swap_test"]
+__all__ = ["BEYOND", "ROUNDING", "compare_groups", "measurably_better", "paired_bootstrap", "swap_test"]
 
 CHUNK_CELLS = 1_000_000
 """Draws held at a time, resamples times groups: about 25 MB."""
@@ -78,6 +80,8 @@ def paired_bootstrap(
             raise BadInputError(f"{metric} must be a finite number to be compared, got {value} for the {role}")
     better, worse = swap_test(ours, theirs, total, known.sign, confidence, seed)
     draws = max(resamples, round(BEYOND / (1 - confidence)))
+    lost, won = (int(rows.sum()) for rows in flips(candidate, champion, labels))
+    won_low, won_high = share_bounds(won, won + lost, confidence) if won + lost else (0.0, 1.0)
     low, high = compare_groups(ours, theirs, total, known.sign, confidence, draws, seed)
     return Comparison(
         metric=metric,
@@ -91,6 +95,11 @@ def paired_bootstrap(
         confidence=confidence,
         resamples=draws,
         rows=len(candidate),
+        won=won,
+        lost=lost,
+        won_low=won_low,
+        won_high=won_high,
+        mcnemar=mcnemar(won, lost),
     )
 
 
@@ -186,43 +195,3 @@ def _by_group(sums: Floats, groups: npt.NDArray[np.intp]) -> Floats:
     totals = np.zeros((int(groups.max()) + 1, sums.shape[1]))
     np.add.at(totals, groups, sums)
     return totals
-
-
-def _label_counts(predictions: pd.DataFrame, labels: Sequence[str]) -> Floats:
-    """Per row and label: rightly predicted, predicted, referenced: [N, 3K]."""
-    every = np.arange(len(labels))
-    target = label_codes(predictions["target"], labels)[:, None] == every
-    prediction = label_codes(predictions["prediction"], labels)[:, None] == every
-    return np.concatenate([target & prediction, prediction, target], axis=1).astype(np.float64)
-
-
-def _f1(counts: Floats) -> tuple[Floats, Floats]:
-    """F1 and references of each label, from [R, 3K] to [R, K] and [R, K]; F1 is 0 where a label neither occurs nor is predicted."""
-    right, predicted, referenced = np.split(counts, 3, axis=1)
-    both = predicted + referenced
-    return np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0), referenced
-
-
-def _macro_f1(counts: Floats) -> Floats:
-    f1, referenced = _f1(counts)
-    present = referenced > 0
-    return np.asarray((f1 * present).sum(axis=1) / present.sum(axis=1), dtype=np.float64)
-
-
-def _weighted_f1(counts: Floats) -> Floats:
-    f1, referenced = _f1(counts)
-    return np.asarray((f1 * referenced).sum(axis=1) / referenced.sum(axis=1), dtype=np.float64)
-
-
-def _right_rows(predictions: pd.DataFrame, labels: Sequence[str]) -> Floats:
-    right = label_codes(predictions["target"], labels) == label_codes(predictions["prediction"], labels)
-    return value_and_one(right)
-
-
-CLASSIFICATION: dict[str, tuple[Callable[[pd.DataFrame, Sequence[str]], Floats], Callable[[Floats], Floats]]] = {
-    ACCURACY.name: (_right_rows, mean),
-    MACRO_F1.name: (_label_counts, _macro_f1),
-    WEIGHTED_F1.name: (_label_counts, _weighted_f1),
-    LOG_LOSS.name: (lambda predictions, labels: value_and_one(row_log_loss(predictions, labels)), mean),
-}
-"""Metric of task: classification -> what each row adds, [N, S], and the metric from the sums over drawn rows, from [R, S] to [R]."""

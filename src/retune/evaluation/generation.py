@@ -7,7 +7,7 @@ both follow from counts of n-grams summed over the rows, so that a resample's sc
 Letters: N rows, R resamples (1 for a whole split), S sums.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import zip_longest
 
@@ -21,7 +21,7 @@ from retune.evaluation.rouge import ROUGE, rouge
 from retune.evaluation.sums import Floats, mean, value_and_one
 from retune.text import split_references
 
-__all__ = ["GENERATION", "exact_matches", "output_words", "signatures"]
+__all__ = ["GENERATION", "exact_matches", "measured", "output_words", "signatures"]
 
 ORDERS = 4
 """Longest n-gram of words in BLEU."""
@@ -102,8 +102,26 @@ def _chrf(sums: Floats) -> Floats:
     return np.asarray(100 * np.divide((1 + weight) * precision * recall, both, out=np.zeros_like(both), where=both > 0), dtype=np.float64)
 
 
-def _losses(predictions: pd.DataFrame) -> Floats:
-    return predictions[["reference_nats", "reference_tokens"]].to_numpy(dtype=np.float64)
+def _columns(predictions: pd.DataFrame, names: Sequence[str]) -> Floats:
+    return predictions[list(names)].to_numpy(dtype=np.float64)
+
+
+def _losses_and_bytes(predictions: pd.DataFrame) -> Floats:
+    sizes = [sum(len(text.encode()) for text in references) for references in _references(predictions)]
+    return np.column_stack([predictions["reference_nats"].to_numpy(dtype=np.float64), sizes])
+
+
+def _exp_mean(sums: Floats) -> Floats:
+    return np.asarray(np.exp(mean(sums)), dtype=np.float64)
+
+
+def measured(metric: str, predictions: pd.DataFrame) -> bool:
+    """Whether the predictions hold what the metric is made of, where not every evaluation does."""
+    return all(column in predictions.columns for column in _OPTIONAL.get(metric, ()))
+
+
+_OPTIONAL = {"fluency": ("output_nats", "output_tokens"), "relevance": ("relevance",)}
+"""Metric -> its columns, which an evaluation without such a model leaves out."""
 
 
 GENERATION: dict[str, tuple[Callable[[pd.DataFrame], Floats], Callable[[Floats], Floats]]] = {
@@ -111,8 +129,12 @@ GENERATION: dict[str, tuple[Callable[[pd.DataFrame], Floats], Callable[[Floats],
     "bleu": (lambda predictions: _counts(predictions, BLEU())[0], _bleu),
     "chrf": (lambda predictions: _counts(predictions, CHRF())[0], _chrf),
     "exact_match": (lambda predictions: value_and_one(exact_matches(predictions)), mean),
-    "perplexity": (_losses, lambda sums: np.exp(mean(sums))),
+    "perplexity": (partial(_columns, names=("reference_nats", "reference_tokens")), _exp_mean),
+    "perplexity_per_byte": (_losses_and_bytes, _exp_mean),
+    "fluency": (partial(_columns, names=_OPTIONAL["fluency"]), _exp_mean),
+    "relevance": (lambda predictions: value_and_one(predictions["relevance"].to_numpy(dtype=np.float64)), mean),
     "empty_outputs": (lambda predictions: value_and_one(output_words(predictions) == 0), mean),
+    "truncated_outputs": (lambda predictions: value_and_one(predictions["truncated"].to_numpy(dtype=bool)), mean),
     "output_words": (lambda predictions: value_and_one(output_words(predictions)), mean),
 }
 """Metric -> what each row adds, [N, S], and the metric from the sums over rows, from [R, S] to [R]."""

@@ -1,38 +1,33 @@
 """Metrics of one release on one test split. Those of task: generation are computed in `retune.evaluation.generation`.
 
-Macro F1 is the mean over the labels that occur among the references of the rows at hand, so that a slice in which a label never
-occurs can still reach 1. Predictions outside of the labels are wrong: they lower the recall of the true label and are no label's
-false positive. Letters: N rows, K labels.
+How labels that do not occur and predictions outside of them count stands in `retune.evaluation.classification`. Letters: N rows, K labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from retune.config import Prompt
 from retune.errors import ConfigError
-from retune.evaluation.generation import GENERATION, signatures
-from retune.evaluation.predictions import check_predictions, label_codes, probabilities, rows_sha256, slice_values
+from retune.evaluation.classification import CLASSIFICATION
+from retune.evaluation.generation import GENERATION, measured, signatures
+from retune.evaluation.predictions import check_predictions, label_codes, rows_sha256, slice_values
+from retune.evaluation.sums import Floats
 from retune.records import Evaluation
 
 __all__ = [
-    "ACCURACY",
-    "LOG_LOSS",
-    "MACRO_F1",
     "METRICS",
-    "WEIGHTED_F1",
     "Metric",
     "aggregate_metrics",
     "confusion",
     "evaluate",
     "metric_named",
     "per_class",
-    "row_log_loss",
     "task_metrics",
 ]
 
@@ -50,13 +45,18 @@ class Metric:
         return -1 if self.higher_is_better is False else 1
 
 
-ACCURACY = Metric("accuracy", True, "share of rows, 0 to 1")
-MACRO_F1 = Metric("macro_f1", True, "mean F1 of the labels, 0 to 1")
-WEIGHTED_F1 = Metric("weighted_f1", True, "mean F1 of the labels weighted by their rows, 0 to 1")
-LOG_LOSS = Metric("log_loss", False, "nats per row, 0 or more")
-
 _TASKS: dict[str, tuple[Metric, ...]] = {
-    "classification": (ACCURACY, MACRO_F1, WEIGHTED_F1, LOG_LOSS),
+    "classification": (
+        Metric("accuracy", True, "share of rows, 0 to 1"),
+        *(Metric(f"macro_{name}", True, f"mean {name} of the labels, 0 to 1") for name in ("f1", "precision", "recall")),
+        *(
+            Metric(f"weighted_{name}", True, f"mean {name} of the labels weighted by their rows, 0 to 1")
+            for name in ("f1", "precision", "recall")
+        ),
+        Metric("log_loss", False, "nats per row, 0 or more"),
+        Metric("calibration_error", False, "mean distance of confidence and accuracy in 10 bins, 0 to 1"),
+        Metric("outside_labels", False, "share of rows, 0 to 1"),
+    ),
     "generation": (
         Metric("rouge1", True, "mean F of words, best reference, 0 to 1"),
         Metric("rouge2", True, "mean F of word pairs, best reference, 0 to 1"),
@@ -65,7 +65,11 @@ _TASKS: dict[str, tuple[Metric, ...]] = {
         Metric("chrf", True, "sacreBLEU's chrF2 of all rows, 0 to 100"),
         Metric("exact_match", True, "share of rows, 0 to 1"),
         Metric("perplexity", False, "of the references, per token, 1 or more"),
+        Metric("perplexity_per_byte", False, "of the references, per byte of UTF-8, 1 or more"),
+        Metric("fluency", False, "perplexity of the outputs under the base model alone, per token, 1 or more"),
+        Metric("relevance", True, "mean cosine of the encoder's embeddings of input and output, -1 to 1"),
         Metric("empty_outputs", False, "share of rows, 0 to 1"),
+        Metric("truncated_outputs", False, "share of rows cut at generation.max_new_tokens, 0 to 1"),
         Metric("output_words", None, "mean words of a row's output"),
     ),
 }
@@ -81,14 +85,15 @@ def metric_named(name: str) -> Metric:
 
 
 def task_metrics(task: Literal["classification", "generation"]) -> tuple[Metric, ...]:
-    """The metrics that `evaluate` reports for a task, in the order of tables."""
+    """The metrics that `evaluate` may report for a task, in the order of tables."""
     return _TASKS[task]
 
 
-def evaluate(predictions: pd.DataFrame, prompt: Prompt, release: str, evaluator: str) -> Evaluation:
+def evaluate(predictions: pd.DataFrame, prompt: Prompt, release: str, evaluator: str, probes: pd.DataFrame | None = None) -> Evaluation:
     """Aggregates of a predictions frame (columns: `retune.evaluation.predictions`).
 
-    `prompt` is today's: its labels and slices count, not the release's own. `evaluator` is the hash of the evaluation code.
+    `prompt` is today's: its labels and slices count, not the release's own. `evaluator` is the hash of the evaluation code. `probes`: a
+    predictions frame of other rows, with their `set` and, of a changed test row, the id of the row `of` which it was made.
     A probability that is not a finite number makes log_loss NaN: the gate refuses such a release, with its figures at hand.
     Raises BadInputError where the frame is not one.
     """
@@ -106,26 +111,48 @@ def evaluate(predictions: pd.DataFrame, prompt: Prompt, release: str, evaluator:
         metrics=aggregate_metrics(predictions, labels),
         per_class=per_class(predictions, labels),
         slices=slices,
+        sets=_sets(predictions, probes, labels) if probes is not None else {},
         signatures={} if labels else signatures(predictions),
     )
 
 
+def _sets(predictions: pd.DataFrame, probes: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Set -> metrics, rows and, of a probe, the share of rows that are not answered as the unchanged row is."""
+    unchanged = predictions.set_index("id")["prediction"].fillna("")
+    found: dict[str, dict[str, float]] = {}
+    for name, part in probes.groupby("set", sort=False):
+        check_predictions(part, labels)
+        found[str(name)] = {**aggregate_metrics(part, labels), "rows": len(part)}
+        if part["of"].notna().all():
+            before = unchanged.loc[part["of"]].to_numpy()
+            found[str(name)]["changed"] = float((part["prediction"].fillna("").to_numpy() != before).mean())
+    return found
+
+
 def aggregate_metrics(predictions: pd.DataFrame, labels: Sequence[str]) -> dict[str, float]:
-    """Metric name -> value over all rows, in the unit of its `Metric`; `labels` is empty for task: generation."""
+    """Metric name -> value over all rows, in the unit of its `Metric`; `labels` is empty for task: generation.
+
+    What scikit-learn has is scikit-learn's, so that the gate, which sums over rows, is checked against it. Metrics whose columns the
+    predictions lack (fluency, relevance) are left out.
+    """
     if not labels:
-        return {
-            metric.name: total(rows(predictions).sum(axis=0, keepdims=True)).item()
-            for metric in task_metrics("generation")
-            for rows, total in [GENERATION[metric.name]]
-        }
+        there = [metric.name for metric in task_metrics("generation") if measured(metric.name, predictions)]
+        return {name: _whole(total, rows(predictions)) for name in there for rows, total in [GENERATION[name]]}
     target, prediction = _codes(predictions, labels)
-    present = np.unique(target)
-    return {
-        ACCURACY.name: float(accuracy_score(target, prediction)),
-        MACRO_F1.name: float(f1_score(target, prediction, labels=present, average="macro", zero_division=0)),
-        WEIGHTED_F1.name: float(f1_score(target, prediction, labels=present, average="weighted", zero_division=0)),
-        LOG_LOSS.name: float(row_log_loss(predictions, labels).mean()),
-    }
+    found = {"accuracy": float(accuracy_score(target, prediction))}
+    for average in ("macro", "weighted"):
+        figures = precision_recall_fscore_support(target, prediction, labels=np.unique(target), average=average, zero_division=0)
+        precision, recall, f1, _ = figures
+        found |= {f"{average}_f1": float(f1), f"{average}_precision": float(precision), f"{average}_recall": float(recall)}
+    for name in ("log_loss", "calibration_error", "outside_labels"):
+        sums, total = CLASSIFICATION[name]
+        found[name] = _whole(total, sums(predictions, labels))
+    return found
+
+
+def _whole(total: Callable[[Floats], Floats], sums: Floats) -> float:
+    """A metric of all rows together. sums: [N, S]."""
+    return float(total(sums.sum(axis=0, keepdims=True)).item())
 
 
 def per_class(predictions: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -145,14 +172,6 @@ def confusion(predictions: pd.DataFrame, labels: Sequence[str]) -> npt.NDArray[n
     target, prediction = _codes(predictions, labels)
     matrix = confusion_matrix(target, prediction, labels=range(len(labels) + 1))
     return np.asarray(matrix[: len(labels)], dtype=np.int64)
-
-
-def row_log_loss(predictions: pd.DataFrame, labels: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Minus the log probability of the reference, in nats, at most about 36: a probability of 0 counts as 2e-16. [N]"""
-    given = probabilities(predictions, labels)[np.arange(len(predictions)), label_codes(predictions["target"], labels)]
-    eps = np.finfo(np.float64).eps
-    losses: npt.NDArray[np.float64] = -np.log(np.clip(given, eps, 1 - eps))
-    return losses
 
 
 def _codes(predictions: pd.DataFrame, labels: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -8,6 +8,9 @@
 | `prediction` | a label or a text; anything outside of the labels, missing included, counts as wrong |
 | `p_<label>` | classification only: probability of each label; a row's add up to 1 |
 | `reference_nats`, `reference_tokens` | generation only: minus the log probability of all tokens of all references, and how many |
+| `truncated` | generation only: whether the output was cut at the most tokens that may be generated |
+| `output_nats`, `output_tokens` | generation on a decoder: as above, of the output under the base model alone |
+| `relevance` | generation with an encoder: cosine of the embeddings of input and output |
 | one per slice column | value of the slice; a missing one is shown as `(none)` |
 
 Letters: N rows, K labels.
@@ -23,7 +26,7 @@ import pandas as pd
 
 from retune.errors import BadInputError
 
-__all__ = ["MISSING_SLICE", "check_predictions", "label_codes", "probabilities", "rows_sha256", "slice_values"]
+__all__ = ["MISSING_SLICE", "check_predictions", "fit_labels", "label_codes", "probabilities", "rows_sha256", "slice_values"]
 
 MISSING_SLICE = "(none)"
 """Shown for rows without a value in a slice column."""
@@ -36,7 +39,7 @@ def check_predictions(predictions: pd.DataFrame, labels: Sequence[str], slices: 
 
     Raises BadInputError naming the columns or rows that are wrong.
     """
-    figures = [f"p_{label}" for label in labels] or ["reference_nats", "reference_tokens"]
+    figures = [f"p_{label}" for label in labels] or ["reference_nats", "reference_tokens", "truncated"]
     wanted = ["id", "group", *slices, "target", "prediction", *figures]
     missing = [column for column in wanted if column not in predictions.columns]
     if missing:
@@ -80,6 +83,19 @@ def probabilities(predictions: pd.DataFrame, labels: Sequence[str]) -> npt.NDArr
         raise BadInputError(f"p_<label> must be probabilities that add up to 1, got {got} in row {predictions['id'].iloc[row]!r}")
     scaled: npt.NDArray[np.float64] = raw / total
     return scaled
+
+
+def fit_labels(predictions: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Predictions of a release that knew other labels, with a probability for each of today's: 0 for one that it did not know; what it gave
+    to labels that are no more is shared out among the others as they stand."""
+    known = [column for column in predictions.columns if column.startswith("p_")]
+    wanted = [f"p_{label}" for label in labels]
+    if known == wanted:
+        return predictions
+    fitted = predictions.drop(columns=known).assign(**{column: predictions.get(column, 0.0) for column in wanted})
+    total = fitted[wanted].sum(axis=1, skipna=False)
+    fitted[wanted] = fitted[wanted].div(total, axis=0).where(total != 0, 1 / len(wanted))
+    return fitted
 
 
 def rows_sha256(predictions: pd.DataFrame) -> str:

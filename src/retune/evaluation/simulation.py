@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta, norm
 
-from retune.evaluation.comparison import BEYOND, CLASSIFICATION, compare_groups, measurably_better, swap_test
+from retune.evaluation.classification import CLASSIFICATION
+from retune.evaluation.comparison import BEYOND, compare_groups, measurably_better, swap_test
 from retune.evaluation.generation import GENERATION
-from retune.evaluation.metrics import ACCURACY, MACRO_F1
 from retune.evaluation.sums import Floats, mean, value_and_one
 from retune.policy import Policy
 
@@ -125,7 +125,7 @@ def _macro_f1(rng: np.random.Generator) -> tuple[Draw, Total]:
         ours, theirs = said[:, None] == every, target[:, None] == every
         return np.concatenate([ours & theirs, ours, theirs], axis=1).astype(np.float64)
 
-    return draw, CLASSIFICATION[MACRO_F1.name][1]
+    return draw, CLASSIFICATION["macro_f1"][1]
 
 
 @lru_cache(maxsize=1)
@@ -149,9 +149,9 @@ def _bleu(rng: np.random.Generator) -> tuple[Draw, Total]:  # noqa: ARG001 - the
 
 
 SCENARIOS: dict[str, Callable[[np.random.Generator], tuple[Draw, Total]]] = {
-    f"{ACCURACY.name}, 250 rows": _rows,
-    f"{ACCURACY.name}, 100 groups of near-duplicates": _groups,
-    f"{MACRO_F1.name}, 250 rows, 3 labels": _macro_f1,
+    "accuracy, 250 rows": _rows,
+    "accuracy, 100 groups of near-duplicates": _groups,
+    "macro_f1, 250 rows, 3 labels": _macro_f1,
     "bleu, 150 rows": _bleu,
 }
 """What is compared -> a test split, drawn: how a release's answers to it are drawn, [G, S], and the metric of them."""
@@ -173,7 +173,7 @@ def simulate(comparisons: int, policy: Policy, seed: int) -> Iterator[FalsePromo
     rng = np.random.default_rng([seed, len(SCENARIOS)])
     weeks = policy.looks_per_test_split
     false = sum(_a_year(rng, policy, weeks) for _ in range(comparisons))
-    yield _counted(f"year of {weeks} looks at one test split, {ACCURACY.name}, 250 rows", policy.confidence, comparisons, false)
+    yield _counted(f"year of {weeks} looks at one test split, accuracy, 250 rows", policy.confidence, comparisons, false)
 
 
 def _a_year(rng: np.random.Generator, policy: Policy, looks: int) -> bool:

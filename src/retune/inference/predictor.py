@@ -1,5 +1,6 @@
 """A release at work: rows in, predictions out. Used by evaluation, the command line and the MLflow model alike."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,13 +12,14 @@ import torch
 from retune.config import Prompt
 from retune.errors import BadInputError, ConfigError, IntegrityError
 from retune.inference.adapters import soft_prompt, tuned_model
+from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel, open_base_model
 from retune.inference.encoding import Encoder, Rows
 from retune.inference.families import carried, family_of, generate_batch, row_losses
 from retune.inference.inputs import EncodedRow, LabelTree, check_length, encode_with_answers, sorted_batches
 from retune.inference.release import Release, read_release
 
-__all__ = ["PREDICTION", "Predictor", "probability_column"]
+__all__ = ["PREDICTION", "Predictor", "answer_nats", "probability_column"]
 
 PREDICTION = "prediction"
 """Column of the predicted label or text."""
@@ -27,6 +29,15 @@ TOKENS = 1024
 
 def probability_column(label: str) -> str:
     return f"p_{label}"
+
+
+def answer_nats(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow]) -> np.ndarray:
+    """Negative log-likelihood of each row's answer in nats, [N], fp64."""
+    losses = np.zeros(len(rows))
+    for numbers in sorted_batches(rows, TOKENS, carried(base, prefix)):
+        laid = family_of(base).lay(base, prefix, [rows[i] for i in numbers])
+        losses[numbers] = row_losses(base, prefix, laid)
+    return losses
 
 
 class Predictor:
@@ -73,6 +84,14 @@ class Predictor:
         except BadInputError as error:
             raise IntegrityError(f"release {release.id}: {error}") from None
 
+    def reworded(self, template: str) -> Self:
+        """The same release behind another template with the same fields."""
+        other = copy.copy(self)
+        other.prompt = self.prompt.model_copy(update={"template": template})
+        other._encoder = Encoder(other.prompt, self.base.tokenizer, self.base.family)
+        other._labels = other._encoder.labels() if self._labels else []
+        return other
+
     def predict(self, rows: Rows) -> pd.DataFrame:
         """One output row per input row, in the same order (a DataFrame's index is kept).
 
@@ -107,14 +126,18 @@ class Predictor:
 
     def generate(self, rows: Rows) -> list[str]:
         """Text that the model writes after each row, without outer white space."""
+        return [text for text, _ in self.write(rows)]
+
+    def write(self, rows: Rows) -> list[tuple[str, bool]]:
+        """The texts of `generate`, and whether each was cut at `generation.max_new_tokens`."""
         settings = self.prompt.generation
         encoded = self._encode(rows, settings.max_new_tokens)
-        out = [""] * len(encoded)
+        out = [("", False)] * len(encoded)
         for numbers in sorted_batches(encoded, TOKENS, settings.max_new_tokens + self._carried):
             batch = [encoded[i] for i in numbers]
             written = generate_batch(self.base, self._prefix, batch, settings.max_new_tokens, settings.temperature)
             for i, ids in zip(numbers, written, strict=True):
-                out[i] = self._decode(ids).strip()
+                out[i] = self._decode(ids).strip(), len(ids) >= settings.max_new_tokens
         return out
 
     def stream(self, row: Mapping[str, Any]) -> Iterator[str]:
@@ -140,10 +163,7 @@ class Predictor:
         Raises BadInputError for a row without a usable target.
         """
         encoded, owners = encode_with_answers(self.base, self._encoder, self._soft_tokens, rows)
-        losses = np.zeros(len(encoded))
-        for numbers in sorted_batches(encoded, TOKENS, self._carried):
-            laid = family_of(self.base).lay(self.base, self._prefix, [encoded[i] for i in numbers])
-            losses[numbers] = row_losses(self.base, self._prefix, laid)
+        losses = answer_nats(self.base, self._prefix, encoded)
         sums, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
         rows_of = np.array(owners, dtype=np.int64)
         np.add.at(sums, rows_of, losses)

@@ -50,7 +50,13 @@ def decide(run: Json, evaluated: list[Json]) -> Json:
                 log_patch(context, run_id, Lineage.from_json(judged["lineage"]))
             summary = _show(context, run, judged)
             if judged["decision"]["verdict"] == "PROMOTE":
-                return {"verdict": "PROMOTE", "judged": judged, "ask": run["approval"], "summary": summary, "links": links}
+                return {
+                    "verdict": "PROMOTE",
+                    "judged": judged,
+                    "ask": run["approval"] or judged["decision"]["ask"],
+                    "summary": summary,
+                    "links": links,
+                }
             try:
                 entry = _append(context, run, judged, entries[-1])
             except ConflictError as lost:
@@ -91,6 +97,8 @@ def promote(run: Json, evaluated: list[Json], decided: Json, answer: Json | None
                     judged = _answered(context, run, judged, False, changed)
                 else:
                     judged = _judge(context, run, evaluated, entries)
+                    if judged["decision"]["ask"]:
+                        judged = _answered(context, run, judged, False, "This must be approved, and nobody was asked; run again.")
                     _show(context, run, judged)
             if judged["decision"]["verdict"] == "PROMOTE":
                 judged["candidate"]["version"] = _register(context, run, judged, candidate)
@@ -237,8 +245,9 @@ def _side(context: Context, contender: Json) -> Side:
     lineage = Lineage.from_json(contender["lineage"])
     record = read_release_record(context.workspaces, context.prompt, lineage)
     predictions = read_frame(context, lineage, f"artifacts/{context.prompt.name}/predictions.parquet")
+    probes = read_frame(context, lineage, f"artifacts/{context.prompt.name}/probes.parquet")
     splits = Splits.model_validate(record.splits) if record.splits else None
-    return Side(Evaluation.from_json(contender["evaluation"]), predictions, splits, record.base_model)
+    return Side(Evaluation.from_json(contender["evaluation"]), predictions, splits, record.base_model, probes)
 
 
 def _release_prompt(context: Context, lineage: Lineage) -> Json:

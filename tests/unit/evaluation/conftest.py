@@ -51,6 +51,7 @@ def make_texts() -> Callable[..., pd.DataFrame]:
                 "prediction": list(prediction),
                 "reference_nats": [2.0 * len(of_row) for of_row in references],
                 "reference_tokens": [4 * len(of_row) for of_row in references],
+                "truncated": [False] * len(prediction),
             }
         )
 

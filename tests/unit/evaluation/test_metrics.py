@@ -84,7 +84,7 @@ def test_evaluate_gives_metrics_by_slice_and_the_hash_of_its_rows(make_frame, ma
 
 def test_evaluate_takes_a_generation_prompt(make_prompt, make_texts):
     prompt = make_prompt(task="generation", labels={})
-    frame = make_texts(["a", "c"], [["a"], ["b"]]).assign(channel=["web", "mail"])
+    frame = make_texts(["a", "c"], [["a"], ["b"]]).assign(channel=["web", "mail"], output_nats=1.0, output_tokens=2, relevance=0.5)
     found = evaluate(frame, prompt, "r", "e")
     assert list(found.metrics) == [metric.name for metric in task_metrics("generation")]
     assert (found.metrics["exact_match"], found.per_class) == (0.5, {})
@@ -99,7 +99,8 @@ def test_evaluate_refuses_a_frame_without_a_slice_column(make_frame, make_prompt
 
 
 def test_metrics_say_which_way_is_better():
-    lower = ["log_loss", "perplexity", "empty_outputs"]
+    lower = ["log_loss", "calibration_error", "outside_labels"]
+    lower += ["perplexity", "perplexity_per_byte", "fluency", "empty_outputs", "truncated_outputs"]
     assert [metric.name for metric in metrics.METRICS.values() if metric.higher_is_better is False] == lower
     with pytest.raises(ConfigError, match=r"metric must be one of accuracy, .*, got 'f1'"):
         metric_named("f1")
