@@ -13,6 +13,9 @@ import torch.nn.functional as F
 
 from retune.errors import BadInputError
 from retune.evaluation.metrics import aggregate_metrics
+from retune.inference.encoding import Encoder
+from retune.inference.families import generate_batch
+from retune.inference.inputs import EncodedRow
 from retune.inference.predictor import Predictor
 from retune.inference.release import write_release
 from retune.inference.texts import similarities, text_nats
@@ -54,8 +57,8 @@ def test_a_text_that_ends_by_itself_is_told_from_one_that_was_cut():
     predictor = Predictor(base, tiny.make_summary_prompt(), {})
     before = predictor.write(rows)
     assert all(cut for _, cut in before), "such a model does not end by itself"
-    third = [base.tokenizer.encode(text, add_special_tokens=False)[2] for text, _ in before]
-    base.model.generation_config.eos_token_id = third[0]
+    ids = generate_batch(base, None, [EncodedRow(row) for row in Encoder(predictor.prompt, base.tokenizer).prompts(rows)], 12)
+    base.model.generation_config.eos_token_id = ids[0][5]
     ended = predictor.write(rows)
     assert ended[0][1] is False
     assert before[0][0].startswith(ended[0][0])
