@@ -30,6 +30,8 @@ def decision_markdown(decision: Decision, evaluations: Mapping[str, Evaluation],
         parts += ["## F1 by label", _labels(evaluations, roles)]
     if any(evaluations[role].slices for role in roles):
         parts += [f"## {prompt.promote.metric} by slice", _slices(evaluations, roles, prompt)]
+    if any(evaluations[role].sets for role in roles):
+        parts += [f"## {prompt.promote.metric} of labelled sets and probes", _sets(evaluations, roles, prompt.promote.metric)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -122,6 +124,17 @@ def _slices(evaluations: Mapping[str, Evaluation], roles: Sequence[str], prompt:
         shown = [_number(values.get(metric)) for values in figures.values()]
         rows.append([_text(f"{column}={value}"), _count(figures.values()), *shown, change, guarded])
     return _table(["slice", "rows", *(ROLE_TITLES[role] for role in roles), "change", "guarded"], rows)
+
+
+def _sets(evaluations: Mapping[str, Evaluation], roles: Sequence[str], metric: str) -> str:
+    """A probe's last column: answers of the last role that are not those of the unchanged rows."""
+    rows = []
+    for name in dict.fromkeys(name for role in roles for name in evaluations[role].sets):
+        figures = [evaluations[role].sets.get(name, {}) for role in roles]
+        changed = figures[-1].get("changed")
+        shown = [_number(values.get(metric)) for values in figures]
+        rows.append([_text(name), _count(figures), *shown, "" if changed is None else f"{changed:.1%}"])
+    return _table(["set", "rows", *(ROLE_TITLES[role] for role in roles), "answers changed"], rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -299,6 +299,10 @@ def _show(context: Context, run: Json, judged: Json) -> str:
     figures = {
         f"{'' if role == CANDIDATE else f'{role}_'}{name}": value for role, e in evaluations.items() for name, value in e.metrics.items()
     }
+    sets = evaluations[CANDIDATE].sets
+    figures |= {
+        f"{kind}/{name}": found[kind] for name, found in sets.items() for kind in (prompt.promote.metric, "changed") if kind in found
+    }
     figures |= {name: decision.comparison[name] for name in ("gain", "low", "high")} if decision.comparison else {}
     context.tracker.metrics(run_id, {name: value for name, value in figures.items() if math.isfinite(value)})
     trial = judged["candidate"]["trial"]
