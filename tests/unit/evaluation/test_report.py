@@ -37,6 +37,15 @@ def test_tables_hold_the_figures_of_every_role_in_order(evaluations, make_prompt
     assert "| channel=web | 2 | 0.0000 | 1.0000 | 0.5000 | -0.5000 | yes |" in report
 
 
+def test_labelled_sets_and_probes_have_a_table_of_their_own(evaluations, make_frame, make_prompt):
+    changed = make_frame([0, 1], [0, 0], channel=["web"] * 2).assign(set="typos", of=["row-0", "row-1"])
+    candidate = evaluate(make_frame([0, 1], [0, 1], channel=["web"] * 2), make_prompt(), "r" * 64, "e", changed)
+    prompt = make_prompt(promote={"metric": "accuracy"})
+    report = decision_markdown(Decision("HOLD", [], GATES, None), {**evaluations, "candidate": candidate}, prompt)
+    assert "## accuracy of labelled sets and probes" in report
+    assert "| typos | 2 | missing | missing | 0.5000 | 50.0% |" in report
+
+
 def test_text_from_data_cannot_break_out_of_its_cell(evaluations, make_prompt):
     report = decision_markdown(Decision("HOLD", ["slice [x](http://evil) |\n# big"], GATES, None), evaluations, make_prompt())
     assert "- slice \\[x\\](http://evil) \\| # big" in report
