@@ -95,7 +95,7 @@ def installation() -> Iterator[Settings]:
         prompt["source"]["path"], prompt["tune"]["epochs"] = str(landing), 1
         prompt["schedule"] = {"on_new_data": False}
         (prompts / f"{PROMPT}.yaml").write_text(yaml.safe_dump(prompt, sort_keys=False), "utf-8")
-        (dags / "empty_dags.py").write_text(EMPTY.replace("TRIALS", str(len(prompt["trials"]))).replace("RELEASES", "2"), "utf-8")
+        (dags / "empty_dags.py").write_text(EMPTY.replace("TRIALS", str(len(prompt["trials"]) + 1)).replace("RELEASES", "3"), "utf-8")
         os.environ |= {
             "RETUNE_PROJECT": str(ROOT),
             "RETUNE_HOME": str(scratch / "home"),

@@ -3,8 +3,9 @@
 Tunes a prompt's soft prompt on the newest dataset revision, and promotes it only if it is measurably better than the champion.
 
 `resolve` pins revision and champion, or ends the run green when the ledger has decided on the same data, prompt and code before. `tune`
-runs once per trial, `evaluate` once per release: the candidate, the champion and the template alone, on the same test rows. `decide` writes
-verdict and reasons to the ledger and to MLflow. On HOLD or REJECT `promote` is **skipped** and the run is green: that is the gate at work.
+runs once per trial and once for the few-shot baseline, `evaluate` once per release: the candidate, the champion, the template alone and
+that baseline, on the same test rows. `decide` writes verdict and reasons to the ledger and to MLflow. On HOLD or REJECT `promote` is
+**skipped** and the run is green: that is the gate at work.
 
 `approve` waits for a person where the prompt file or the form asks for one: answer under *Required Actions*. A refusal, or no answer in
 time, is a HOLD.

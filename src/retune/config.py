@@ -103,7 +103,7 @@ class Preprocess(Section):
     augmentation: Augmentation = Augmentation()
 
 
-Method = Literal["prompt_tuning", "p_tuning", "prefix_tuning", "lora", "ia3", "full", "none"]
+Method = Literal["prompt_tuning", "p_tuning", "prefix_tuning", "lora", "ia3", "full", "few_shot", "none"]
 LEARNING_RATES: dict[str, float] = {"p_tuning": 0.003, "prefix_tuning": 0.03, "lora": 0.001, "ia3": 0.03, "full": 0.0003}
 """Method -> its learning rate where a prompt file names none; of all others the field's default."""
 
@@ -111,7 +111,8 @@ LEARNING_RATES: dict[str, float] = {"p_tuning": 0.003, "prefix_tuning": 0.03, "l
 class Tune(Section):
     method: Method = "prompt_tuning"
     """What is tuned: a soft prompt (prompt_tuning, p_tuning), keys and values of every layer (prefix_tuning), small matrices (lora) or
-    vectors (ia3) beside the frozen weights, all weights (full), or nothing (none: the template alone)."""
+    vectors (ia3) beside the frozen weights, all weights (full), or nothing (few_shot: training rows stand before each input; none: the
+    template alone)."""
     num_virtual_tokens: Annotated[int, Field(ge=1, le=1000)] = 20
     """P, rows of the soft prompt or prefix."""
     init: Literal["text", "sampled_vocabulary", "random"] = "sampled_vocabulary"
@@ -126,6 +127,8 @@ class Tune(Section):
     """lora's matrices count alpha / rank times."""
     target_modules: Annotated[tuple[str, ...] | None, Field(min_length=1)] = None
     """Names of the linear layers that lora and ia3 change, such as q_proj; None: PEFT's choice for the base model's type."""
+    examples: Annotated[int, Field(ge=1, le=32)] = 4
+    """Training rows that few_shot puts before each input, those most like it."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.03
     """Left out: that of the method (see LEARNING_RATES). Overriding the method alone changes it too."""
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -152,7 +155,7 @@ class Tune(Section):
 
     @model_validator(mode="after")
     def _fits_method(self) -> Self:
-        if self.method != "none" and self.init == "text" and not self.init_text:
+        if self.method not in ("few_shot", "none") and self.init == "text" and not self.init_text:
             raise ValueError("init: text needs init_text, the words that the soft prompt starts from")
         if self.method == "full" and self.precision != "fp32":
             raise ValueError(f"precision must be fp32 for method: full, whose steps are too small for {self.precision} weights")

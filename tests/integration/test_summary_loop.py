@@ -33,8 +33,12 @@ def test_a_summary_is_tuned_judged_and_served(project: Path) -> None:
     run = resolve(NAME, trigger("run", "text to text"), {"tune.epochs": 4})
     assert run is not None
     run = retrain.preprocess(run)
-    (trial,) = retrain.plan(run, [{}])
-    evaluated = [retrain.evaluate(run, contender) for contender in retrain.select(run, [retrain.tune(run, trial)])]
+    tuned = [retrain.tune(run, trial) for trial in retrain.plan(run, [{}])]
+    evaluated = [retrain.evaluate(run, contender) for contender in retrain.select(run, tuned)]
+    assert [(item["role"], item["trial"]["name"]) for item in evaluated if "trial" in item] == [
+        ("candidate", "1: as in the prompt file"),
+        ("few_shot", "few-shot baseline"),
+    ]
     decided = verdict.decide(run, evaluated)
     assert decided["verdict"] == "PROMOTE"
     assert verdict.promote(run, evaluated, decided)["version"] == "2"  # which loads it from MLflow and compares its answers
@@ -53,6 +57,7 @@ def test_a_summary_is_tuned_judged_and_served(project: Path) -> None:
     for metric in task_metrics("generation"):
         assert logged[metric.name] == pytest.approx(stated[metric.name])
         assert f"baseline_{metric.name}" in logged
+        assert f"few_shot_{metric.name}" in logged
     report = Path(client.download_artifacts(run["mlflow_run_id"], "decision/decision.md")).read_text("utf-8")
     assert "sacreBLEU: bleu `nrefs:var|case:mixed" in report
     assert "## rougeL by slice" in report
@@ -60,7 +65,10 @@ def test_a_summary_is_tuned_judged_and_served(project: Path) -> None:
         "decision/slices.png"
     ]
     store = open_store(str(Path(os.environ["RETUNE_PROJECT"]) / ".retune/store"))
-    assert Ledger(store, NAME).entries()[-1].kind == "promote"
+    promoted = Ledger(store, NAME).entries()[-1]
+    assert (promoted.kind, promoted.body["few_shot"]["release"]) == ("promote", evaluated[1]["release"])
+    assert promoted.body["few_shot"]["metrics"] == evaluated[1]["evaluation"]["metrics"]
+    print("few-shot", evaluated[1]["evaluation"]["metrics"], evaluated[1]["seconds"], [t["seconds"] for t in tuned])
     answer = context.registry.predict(
         "@champion", pd.DataFrame({"text": ["My printer is dead. I want a refund."]}), context.settings.base_models
     )

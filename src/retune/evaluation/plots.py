@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from retune.errors import BadInputError
 from retune.evaluation.metrics import metric_named
-from retune.evaluation.roles import BASELINE, CANDIDATE, CHAMPION, ROLE_TITLES
+from retune.evaluation.roles import BASELINE, CANDIDATE, CHAMPION, FEW_SHOT, ROLE_TITLES
 from retune.records import Evaluation
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["confusion_figure", "per_class_figure", "render", "slices_figure", "virtual_tokens_figure"]
 
-COLOURS = {BASELINE: "#999999", CHAMPION: "#0072b2", CANDIDATE: "#d55e00"}
+COLOURS = {BASELINE: "#999999", FEW_SHOT: "#009e73", CHAMPION: "#0072b2", CANDIDATE: "#d55e00"}
 """Role -> colour, told apart by colour-blind readers too (Okabe & Ito 2008)."""
 MAX_NUMBERED = 15
 """Labels up to which a confusion matrix has its counts written in."""

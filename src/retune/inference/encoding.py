@@ -3,6 +3,7 @@
 import copy
 import math
 import string
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,12 +14,16 @@ from tokenizers import Tokenizer
 from retune.config import Prompt
 from retune.errors import BadInputError, ConfigError
 from retune.inference.base_model import Family
+from retune.inference.retrieval import Nearest
 from retune.text import clean, split_references
 
-__all__ = ["Encoder", "Rows", "check_labels", "cut_text", "plain_tokenizer", "records"]
+__all__ = ["Encoder", "Rows", "check_labels", "cut_text", "field_text", "plain_tokenizer", "records", "references"]
 
 Rows = pd.DataFrame | Sequence[Mapping[str, Any]]
-"""Input rows by field; fields that the prompt does not name are ignored."""
+"""Input rows by field; fields that the prompt does not name are ignored, an `id` apart: with examples, no row is its own."""
+
+Shot = tuple[Mapping[str, str], str]
+"""What the template is rendered with (field -> text), and what follows it: of an example its answer and a blank line."""
 
 
 class Encoder:
@@ -28,8 +33,11 @@ class Encoder:
     text. A single newline at the template's end is dropped, because YAML's block scalars (`template: |`) always add one.
     """
 
-    def __init__(self, prompt: Prompt, tokenizer: Any, family: Family = "decoder") -> None:
+    def __init__(self, prompt: Prompt, tokenizer: Any, family: Family = "decoder", examples: Sequence[Mapping[str, str]] = ()) -> None:
         """tokenizer: a transformers tokenizer with a `tokenizers` backend; it is copied, so that threads do not share its settings.
+
+        examples: what the `tune.examples` that stand before each row are chosen from (see `retune.inference.examples`); none: the row
+        stands alone.
 
         family: of the base model. A decoder's answer goes on from the template's last word. An encoder's input has the end that the
         tokenizer gives a text, and so has an encoder-decoder's, whose answer is a text of its own. An encoder's answer is the label's
@@ -46,27 +54,36 @@ class Encoder:
         self._parts = [(literal, field) for literal, field, _, _ in string.Formatter().parse(template)]
         self._pieces = self._split_at_special_tokens()
         self._template_special_ids = [piece for piece in self._pieces if isinstance(piece, int)]
-        self._inputs = prompt.inputs
-        self._max_tokens = prompt.preprocess.max_tokens
-        self._target = prompt.target
+        self._prompt, self._inputs = prompt, prompt.inputs
         self._labels = {label: label for label in prompt.labels} if family == "encoder" else prompt.labels
-        self._separator = "" if prompt.labels or template[-1:].isspace() or family != "decoder" else " "
+        self._apart = not template[-1:].isspace()
+        self._separator = "" if prompt.labels or not self._apart or family != "decoder" else " "
         tail = self._pieces[-1] if self._pieces and family == "decoder" else ""
         self._tail = tail[1] if isinstance(tail, tuple) and tail[0] == "text" else ""
+        self._shots = self._chosen_from(examples)
+        self._nearest = Nearest([_words(values) for values, _ in self._shots], prompt.tune.examples) if examples else None
+        self._numbers = {example["id"]: number for number, example in enumerate(examples) if "id" in example}
 
-    def prompts(self, rows: Rows) -> list[list[int]]:
+    def prompts(self, rows: Rows, room: Sequence[int] | None = None) -> list[list[int]]:
         """Token ids of the rendered template for each row, a leading token of the tokenizer's (such as `<s>`) included.
 
         Every input field is cleaned as preprocess cleans it, then cut to `preprocess.max_tokens` tokens; the template's own tokens are
-        never cut.
+        never cut. The examples most like the row stand before it, rendered alike, the most alike next to it.
+
+        room: tokens that there are for each row; examples beyond it are left out, the least alike first. None: as many as it takes.
 
         Raises BadInputError naming the row and the field that is missing or empty of a value.
         """
-        fields = [self._fields(number, row) for number, row in enumerate(records(rows))]
-        flat = cut_text(self._plain, [text for row in fields for text in row], self._max_tokens)
-        width = len(self._inputs)
-        values = [dict(zip(self._inputs, flat[i * width : (i + 1) * width], strict=True)) for i in range(len(fields))]
-        return [self._with_end(self._with_start(ids)) for ids in self._encode(values)]
+        table = records(rows)
+        values = self._values(table)
+        shots = [[*examples, (of_row, "")] for examples, of_row in zip(self._examples(table, values), values, strict=True)]
+        encoded = self._encode(shots)
+        if room is None:
+            return encoded
+        return [
+            ids if len(row) == 1 or len(ids) <= most else self._fitted(row, most)
+            for ids, row, most in zip(encoded, shots, room, strict=True)
+        ]
 
     def answers(self, rows: Rows) -> list[list[list[int]]]:
         """Token ids of each row's references, without the end of the sequence; classification: of its one label.
@@ -88,32 +105,68 @@ class Encoder:
         check_labels(dict(zip(self._labels, ids, strict=True)))
         return ids
 
-    def _fields(self, number: int, row: Mapping[str, Any]) -> list[str]:
-        return [clean(_value(number, row, field)) for field in self._inputs]
+    def _values(self, table: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+        """Field -> text as the model reads it, for each row."""
+        fields = [[clean(field_text(number, row, field)) for field in self._inputs] for number, row in enumerate(table)]
+        flat = cut_text(self._plain, [text for row in fields for text in row], self._prompt.preprocess.max_tokens)
+        width = len(self._inputs)
+        return [dict(zip(self._inputs, flat[i * width : (i + 1) * width], strict=True)) for i in range(len(fields))]
 
-    def _encode(self, values: list[dict[str, str]]) -> list[list[int]]:
-        """values: field -> text, for each row."""
-        rendered = ["".join(literal + (row[field] if field else "") for literal, field in self._parts) for row in values]
+    def _chosen_from(self, examples: Sequence[Mapping[str, str]]) -> list[Shot]:
+        answers = [self._answer_texts(number, example)[0] for number, example in enumerate(examples)]
+        if self._family != "decoder" and self._apart:  # an answer that is a text of its own brings no space to stand behind a word
+            answers = [text if text[:1].isspace() else f" {text}" for text in answers]
+        return [(values, f"{answer}\n\n") for values, answer in zip(self._values(examples), answers, strict=True)]
+
+    def _examples(self, table: Sequence[Mapping[str, Any]], values: Sequence[Mapping[str, str]]) -> list[list[Shot]]:
+        """Those of each row, the most alike last."""
+        if self._nearest is None:
+            return [[] for _ in values]
+        own = [self._numbers.get(str(row.get("id"))) for row in table]
+        return [[self._shots[i] for i in numbers] for numbers in self._nearest.of([_words(row) for row in values], own)]
+
+    def _fitted(self, shots: Sequence[Shot], room: int) -> list[int]:
+        """The tokens with as many of the examples as there is room for; the row itself, which stands last, stays in any case."""
+
+        def fits(left_out: int) -> bool:
+            return len(self._encode([shots[left_out:]])[0]) <= room
+
+        return self._encode([shots[bisect_left(range(len(shots) - 1), True, key=fits) :]])[0]
+
+    def _encode(self, rows: Sequence[Sequence[Shot]]) -> list[list[int]]:
+        """Token ids of each row's shots as one text."""
+        rendered = ["".join(self._rendered(values) + more for values, more in row) for row in rows]
         if not self._template_special_ids:
-            return [encoding.ids for encoding in self._plain.encode_batch(rendered, add_special_tokens=False)]
-        # Joint encoding gives the tokens that the model was trained with. It is right as long as it holds the template's special tokens
-        # and no others; a text that brings its own is encoded piece by piece, each piece as plain text.
-        ids = [encoding.ids for encoding in self._special.encode_batch(rendered, add_special_tokens=False)]
-        return [
-            row if [i for i in row if i in self._special_ids] == self._template_special_ids else self._encode_pieces(value)
-            for row, value in zip(ids, values, strict=True)
-        ]
+            found = [encoding.ids for encoding in self._plain.encode_batch(rendered, add_special_tokens=False)]
+        else:
+            # Joint encoding gives the tokens that the model was trained with. It is right as long as it holds the template's special
+            # tokens and no others; a text that brings its own is encoded piece by piece, each piece as plain text.
+            found = [encoding.ids for encoding in self._special.encode_batch(rendered, add_special_tokens=False)]
+            special = [[i for i in ids if i in self._special_ids] for ids in found]
+            wanted = [self._template_special_ids * len(row) for row in rows]
+            found = [
+                ids if has == due else self._encode_pieces(row) for ids, has, due, row in zip(found, special, wanted, rows, strict=True)
+            ]
+        return [self._with_end(self._with_start(of_row)) for of_row in found]
 
-    def _encode_pieces(self, value: dict[str, str]) -> list[int]:
+    def _rendered(self, values: Mapping[str, str]) -> str:
+        return "".join(literal + (values[field] if field else "") for literal, field in self._parts)
+
+    def _encode_pieces(self, row: Sequence[Shot]) -> list[int]:
         ids: list[int] = []
         text = ""
-        for piece in [*self._pieces, None]:
-            if isinstance(piece, tuple):
-                text += piece[1] if piece[0] == "text" else value[piece[1]]
-                continue
-            ids += self._plain.encode(text, add_special_tokens=False).ids if text else []
-            ids += [] if piece is None else [piece]
-            text = ""
+        for values, more in row:
+            for piece in [*self._pieces, ("text", more)]:
+                if isinstance(piece, tuple):
+                    text += piece[1] if piece[0] == "text" else values[piece[1]]
+                    continue
+                ids += [*self._tokens(text), piece]
+                text = ""
+        return ids + self._tokens(text)
+
+    def _tokens(self, text: str) -> list[int]:
+        """Of plain text that no other text stands beside."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids if text else []
         return ids
 
     def _split_at_special_tokens(self) -> list[int | tuple[str, str]]:
@@ -138,21 +191,16 @@ class Encoder:
         return ids if not self._end or ids[-len(self._end) :] == self._end else ids + self._end
 
     def _answer_texts(self, number: int, row: Mapping[str, Any]) -> list[str]:
-        value = _value(number, row, self._target)
-        if not self._labels:
-            return [self._separator + text.strip() for text in split_references(value)]
-        if value not in self._labels:
-            raise BadInputError(f"row {number}: {self._target} must be one of {', '.join(self._labels)}, got {value!r}")
-        return [self._labels[value]]
+        texts = references(number, row, self._prompt)
+        return [self._labels[text] for text in texts] if self._labels else [self._separator + text for text in texts]
 
     def _answer_ids(self, text: str) -> list[int]:
         """The answer's tokens as they follow the template's last words (sentence-piece tokenizers mark a text's start)."""
         if self._tail:
-            tail = self._plain.encode(self._tail, add_special_tokens=False).ids
-            joint = self._plain.encode(self._tail + text, add_special_tokens=False).ids
+            tail, joint = self._tokens(self._tail), self._tokens(self._tail + text)
             if joint[: len(tail)] == tail:
                 return joint[len(tail) :]
-        return self._plain.encode(text, add_special_tokens=False).ids
+        return self._tokens(text)
 
 
 def plain_tokenizer(tokenizer: Any) -> Tokenizer:
@@ -202,13 +250,32 @@ def records(rows: Rows) -> Sequence[Mapping[str, Any]]:
     return rows
 
 
-def _value(number: int, row: Mapping[str, Any], field: str) -> str:
+def references(number: int, row: Mapping[str, Any], prompt: Prompt) -> list[str]:
+    """The right answers of a row: texts, or one label.
+
+    Raises BadInputError naming the row whose target is missing or none of the labels.
+    """
+    value = field_text(number, row, prompt.target)
+    if not prompt.labels:
+        return [text.strip() for text in split_references(value)]
+    if value not in prompt.labels:
+        raise BadInputError(f"row {number}: {prompt.target} must be one of {', '.join(prompt.labels)}, got {value!r}")
+    return [value]
+
+
+def field_text(number: int, row: Mapping[str, Any], field: str) -> str:
+    """A field's value as text. Raises BadInputError naming the row that has none."""
     if field not in row:
         raise BadInputError(f"row {number}: no field {field!r}; the row has {', '.join(map(str, row)) or 'no fields'}")
     value = row[field]
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         raise BadInputError(f"row {number}: field {field!r} must be text, got {value!r}")
     return str(value)
+
+
+def _words(values: Mapping[str, str]) -> str:
+    """What rows are compared by."""
+    return "\n".join(values.values())
 
 
 def _backend(tokenizer: Any, split_special: bool) -> Tokenizer:

@@ -60,6 +60,11 @@ def check_fits(base: BaseModel, prompt: Prompt) -> None:
     kind = f"base model of type {base.model.config.model_type} ({base.family})"
     if base.family == "encoder" and prompt.task != "classification":
         raise BadInputError(f"{prompt.name}: task must be classification on a {kind}, which writes no text, got {prompt.task}")
+    if base.family == "encoder" and prompt.tune.method == "few_shot":
+        raise BadInputError(
+            f"{prompt.name}: tune.method few_shot is not offered on a {kind}, which answers with its own classification head: "
+            "nothing but tuning tells it what an answer is; use another method"
+        )
     if base.family == "encoder-decoder" and prompt.tune.method == "prefix_tuning":
         raise BadInputError(
             f"{prompt.name}: tune.method prefix_tuning is not offered on a {kind}; use prompt_tuning, p_tuning, lora, ia3 or full"

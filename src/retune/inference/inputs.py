@@ -26,6 +26,7 @@ __all__ = [
     "chunks",
     "encode_with_answers",
     "pack",
+    "room",
     "sorted_batches",
 ]
 
@@ -139,16 +140,22 @@ def pack(rows: Sequence[EncodedRow], size: int, device: torch.device | None = No
     )
 
 
+def room(base: BaseModel, soft: int, answer: int) -> int:
+    """Tokens that a rendered template may have. soft: P. answer: tokens of the answer, which an encoder-decoder writes elsewhere."""
+    return base.context - soft - (answer if base.family == "decoder" else 0)
+
+
 def check_length(number: int, row: EncodedRow, soft: int, new: int, base: BaseModel) -> None:
     """soft: P. new: tokens still to be generated or scored after the row.
 
     Raises BadInputError if the row needs more positions than the model has, or has nothing to read.
     """
-    answer = len(row.answer) + new if base.family == "decoder" else 0  # elsewhere an answer stands apart from what is read
-    total = soft + len(row.prompt) + answer
-    if total > base.context:
+    left = room(base, soft, len(row.answer) + new)
+    if len(row.prompt) > left:
+        answer = base.context - soft - left
         raise BadInputError(
-            f"row {number}: prompt too long: {soft} virtual + {len(row.prompt)} prompt + {answer} answer tokens = {total}, "
+            f"row {number}: prompt too long: {soft} virtual + {len(row.prompt)} prompt + {answer} answer tokens = "
+            f"{soft + len(row.prompt) + answer}, "
             f"but the model reads {base.context}; lower preprocess.max_tokens, tune.num_virtual_tokens or generation.max_new_tokens"
         )
     if soft + len(row.prompt) == 0:
@@ -166,8 +173,10 @@ def encode_with_answers(base: BaseModel, encoder: Encoder, soft: int, rows: Rows
     """
     end = [] if base.eos_id is None or base.family == "encoder" else [base.eos_id]
     table = records(rows)
+    references = encoder.answers(table)
+    left = [room(base, soft, max(map(len, answers)) + len(end)) for answers in references]
     encoded, owners = [], []
-    for number, (prompt, answers) in enumerate(zip(encoder.prompts(table), encoder.answers(table), strict=True)):
+    for number, (prompt, answers) in enumerate(zip(encoder.prompts(table, left), references, strict=True)):
         encoded += [EncodedRow(prompt, [*answer, *end]) for answer in answers]
         owners += [number] * len(answers)
     for number, row in zip(owners, encoded, strict=True):

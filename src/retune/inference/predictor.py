@@ -16,7 +16,7 @@ from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel, open_base_model
 from retune.inference.encoding import Encoder, Rows
 from retune.inference.families import carried, family_of, generate_batch, row_losses
-from retune.inference.inputs import EncodedRow, LabelTree, check_length, encode_with_answers, sorted_batches
+from retune.inference.inputs import EncodedRow, LabelTree, check_length, encode_with_answers, room, sorted_batches
 from retune.inference.release import Release, read_release
 
 __all__ = ["PREDICTION", "Predictor", "answer_nats", "probability_column"]
@@ -43,8 +43,10 @@ def answer_nats(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRo
 class Predictor:
     """One prompt on one base model. Holds no state between calls; calls from several threads do not disturb each other."""
 
-    def __init__(self, base: BaseModel, prompt: Prompt, tensors: Mapping[str, torch.Tensor]) -> None:
-        """tensors: what was tuned, as in a release; empty: the template alone. `base` stays as it is.
+    def __init__(
+        self, base: BaseModel, prompt: Prompt, tensors: Mapping[str, torch.Tensor], examples: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        """tensors, examples: what was tuned, or is chosen from, as in a release; both empty: the template alone. `base` stays as it is.
 
         Raises ConfigError for labels that cannot be told apart, BadInputError for a tensor, a task or a method that does not fit the base
         model.
@@ -55,7 +57,7 @@ class Predictor:
         self.soft_prompt = None if soft is None else soft.detach().to(base.device)
         """[P, H]; None where something else was tuned, or nothing."""
         self._on_base = base.family == "decoder" and (soft is not None or not tensors)
-        self._encoder = Encoder(prompt, base.tokenizer, base.family)
+        self._encoder = Encoder(prompt, base.tokenizer, base.family, examples)
         self._carried = carried(self.base, self._prefix)
         self._labels = self._encoder.labels() if prompt.task == "classification" else []
 
@@ -80,7 +82,7 @@ class Predictor:
             if recorded != found:
                 raise IntegrityError(f"release {release.id} was made with the {name} {recorded}, but this one has {found}")
         try:
-            return cls(base, release.prompt, release.tensors)
+            return cls(base, release.prompt, release.tensors, release.examples)
         except BadInputError as error:
             raise IntegrityError(f"release {release.id}: {error}") from None
 
@@ -179,7 +181,8 @@ class Predictor:
 
     @torch.no_grad()
     def prompt_embeddings(self, row: Mapping[str, Any]) -> torch.Tensor:
-        """What the model reads for a row, [P + T, H] on the CPU: the soft prompt, then the T tokens of the rendered template, embedded.
+        """What the model reads for a row, [P + T, H] on the CPU: the soft prompt, then the T tokens of the rendered template, embedded;
+        examples, where there are any, are among them.
 
         It is the whole prompt for whatever else runs the base model on embeddings (transformers' `inputs_embeds`, vLLM's
         `prompt_embeds`): such a model then answers as this one does. Raises BadInputError as `predict` does, and for a method that tunes
@@ -207,7 +210,8 @@ class Predictor:
 
     def _encode(self, rows: Rows, new: int) -> list[EncodedRow]:
         """new: answer tokens for which the context must leave room."""
-        encoded = [EncodedRow(ids) for ids in self._encoder.prompts(rows)]
+        left = room(self.base, self._soft_tokens, new)
+        encoded = [EncodedRow(ids) for ids in self._encoder.prompts(rows, [left] * len(rows))]
         for number, row in enumerate(encoded):
             check_length(number, row, self._soft_tokens, new, self.base)
         return encoded

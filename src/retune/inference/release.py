@@ -6,8 +6,9 @@
     adapter/adapter_model.safetensors    what was tuned, fp32; of a soft prompt `prompt_embeddings` [P, H]
     model/model.safetensors              method full, in place of the adapter: the base model's weights that changed, fp32
     classifier/model.safetensors         of an encoder: its classification head, `classifier.weight` [C, H] and `classifier.bias` [C], fp32
+    examples/rows.jsonl                  method few_shot, in place of the adapter: training rows (see `examples`)
 
-Method none has none of the three. No file holds a time, a host or an absolute path.
+Method none has none of the four. No file holds a time, a host or an absolute path.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from retune.config import Prompt, Tune, canonical_json
 from retune.errors import BadInputError, IntegrityError
 from retune.inference.adapters import EMBEDDINGS, HEAD, MODULE, key_value_heads, tuned_model
 from retune.inference.base_model import BaseModel, Family
+from retune.inference.examples import example_lines, read_examples
 
 __all__ = ["FORMAT_VERSION", "Release", "read_release", "write_release"]
 
@@ -40,6 +42,9 @@ MANIFEST, PROMPT = "manifest.json", "prompt.yaml"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
 WEIGHTS = "model/model.safetensors"
 CLASSIFIER = "classifier/model.safetensors"
+EXAMPLES = "examples/rows.jsonl"
+NOTHING_TUNED = ("none", "few_shot")
+"""Methods whose release holds no tensor."""
 TASK_TYPES: dict[Family, str] = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM"}
 """PEFT's. Its own classification heads read the first token; ours stands beside the adapter."""
 
@@ -54,7 +59,9 @@ class Release:
     folder: Path
     prompt: Prompt
     tensors: dict[str, torch.Tensor]
-    """What was tuned, by its name in the file, fp32; empty for method none."""
+    """What was tuned, by its name in the file, fp32; empty for methods none and few_shot."""
+    examples: list[dict[str, str]]
+    """Method few_shot: the training rows that examples are chosen from; empty for any other."""
     base_sha256: str
     tokenizer_sha256: str
     inputs: dict[str, str]
@@ -62,12 +69,20 @@ class Release:
     manifest: dict[str, Any]
 
 
-def write_release(folder: Path, prompt: Prompt, tensors: Mapping[str, torch.Tensor], base: BaseModel, inputs: Mapping[str, str]) -> str:
+def write_release(
+    folder: Path,
+    prompt: Prompt,
+    tensors: Mapping[str, torch.Tensor],
+    base: BaseModel,
+    inputs: Mapping[str, str],
+    examples: Sequence[Mapping[str, str]] = (),
+) -> str:
     """Writes a release and returns its id. The folder appears whole or not at all.
 
-    folder: must not exist, or hold this very release. tensors: what was tuned; empty for method none. inputs: name -> hash.
+    folder: must not exist, or hold this very release. tensors: what was tuned; empty for methods none and few_shot. inputs: name -> hash.
+    examples: of method few_shot, and of no other, the training rows that it chooses from.
 
-    Raises BadInputError if the tensors do not fit the prompt file or the base model, or the folder holds something else.
+    Raises BadInputError if tensors or examples do not fit the prompt file or the base model, or the folder holds something else.
     """
     if prompt.base_model.sha256 not in (None, base.sha256):
         raise BadInputError(
@@ -76,13 +91,15 @@ def write_release(folder: Path, prompt: Prompt, tensors: Mapping[str, torch.Tens
     files = {PROMPT: _prompt_yaml(prompt)}
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     head = {name: tensors.pop(name) for name in HEAD if name in tensors}
-    config = None if prompt.tune.method in ("none", "full") else _adapter_config(prompt, tensors, base)
-    if wrong := _wrong(prompt.tune, config, tensors) or _wrong_values(head):
+    config = None if prompt.tune.method in (*NOTHING_TUNED, "full") else _adapter_config(prompt, tensors, base)
+    if wrong := _wrong(prompt.tune, config, tensors) or _wrong_values(head) or _wrong_examples(prompt, examples):
         raise BadInputError(f"{prompt.name}: tune.method {prompt.tune.method}: {wrong}")
     tuned_model(base, prompt, tensors | head)
     if config is not None:
         files[ADAPTER_CONFIG] = json.dumps(config, indent=2, sort_keys=True).encode()
-    if prompt.tune.method != "none":
+    if examples:
+        files[EXAMPLES] = example_lines(examples)
+    if prompt.tune.method not in NOTHING_TUNED:
         files[_weights_file(prompt.tune)] = save(tensors, metadata={"format": "pt"})
     if head:
         files[CLASSIFIER] = save(head, metadata={"format": "pt"})
@@ -131,9 +148,7 @@ def read_release(folder: Path, release_id: str | None = None) -> Release:
     manifest = _read_manifest(folder, raw)
     contents = _read_files(folder, manifest["files"])
     prompt = _read_prompt(folder, contents[PROMPT])
-    expected = {PROMPT}
-    if prompt.tune.method != "none":
-        expected |= {WEIGHTS} if prompt.tune.method == "full" else {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+    expected = {PROMPT, *_files_of(prompt.tune)}
     if set(contents) - {CLASSIFIER} != expected:
         raise IntegrityError(f"{folder}: method {prompt.tune.method} must have the files {sorted(expected)}, got {sorted(contents)}")
     recorded = manifest["base_model"]
@@ -141,8 +156,10 @@ def read_release(folder: Path, release_id: str | None = None) -> Release:
         key: value for key, value in recorded.items() if key not in ("sha256", "tokenizer_sha256")
     } or prompt.base_model.sha256 not in (None, recorded["sha256"]):
         raise IntegrityError(f"{folder}: {MANIFEST} and {PROMPT} name different base models")
-    tensors = {} if prompt.tune.method == "none" else _read_tensors(folder, prompt.tune, contents)
-    return Release(found, folder, prompt, tensors, recorded["sha256"], recorded["tokenizer_sha256"], dict(manifest["inputs"]), manifest)
+    tensors = {} if prompt.tune.method in NOTHING_TUNED else _read_tensors(folder, prompt.tune, contents)
+    examples = _read_examples(folder, prompt, contents[EXAMPLES]) if EXAMPLES in contents else []
+    hashes = recorded["sha256"], recorded["tokenizer_sha256"]
+    return Release(found, folder, prompt, tensors, examples, *hashes, dict(manifest["inputs"]), manifest)
 
 
 def _prompt_yaml(prompt: Prompt) -> bytes:
@@ -152,6 +169,12 @@ def _prompt_yaml(prompt: Prompt) -> bytes:
 
 def _weights_file(tune: Tune) -> str:
     return WEIGHTS if tune.method == "full" else ADAPTER_WEIGHTS
+
+
+def _files_of(tune: Tune) -> tuple[str, ...]:
+    """What a release holds besides prompt, manifest and an encoder's head."""
+    of_method = {"none": (), "few_shot": (EXAMPLES,), "full": (WEIGHTS,)}
+    return of_method.get(tune.method, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
 
 
 def _declared(tune: Tune) -> dict[str, Any]:
@@ -220,9 +243,20 @@ def _wrong(tune: Tune, config: Mapping[str, Any] | None, tensors: Mapping[str, t
             found = list(tensors[name].shape)
             if len(found) != len(shape) or any(want not in (None, got) for want, got in zip(shape, found, strict=True)):
                 return f"{name} must be {shape}, got {found}"
-    elif tune.method == "none" and tensors:
+    elif tune.method in NOTHING_TUNED and tensors:
         return f"must hold no tensor, got {sorted(tensors)}"
     return _wrong_values(tensors)
+
+
+def _wrong_examples(prompt: Prompt, examples: Sequence[Mapping[str, str]]) -> str | None:
+    if bool(examples) != (prompt.tune.method == "few_shot"):
+        return f"must hold {'training rows, got none' if not examples else f'no training row, got {len(examples)}'}"
+    try:
+        if examples:
+            read_examples(prompt, example_lines(examples))
+    except ValueError as error:
+        return f"the training rows cannot be read back: {error}"
+    return None
 
 
 def _wrong_values(tensors: Mapping[str, torch.Tensor]) -> str | None:
@@ -309,6 +343,13 @@ def _read_tensors(folder: Path, tune: Tune, contents: Mapping[str, bytes]) -> di
     if wrong:
         raise IntegrityError(f"{file}: {wrong}")
     return tensors | head
+
+
+def _read_examples(folder: Path, prompt: Prompt, content: bytes) -> list[dict[str, str]]:
+    try:
+        return read_examples(prompt, content)
+    except ValueError as error:
+        raise IntegrityError(f"{folder / EXAMPLES} does not hold what method few_shot releases: {error}") from None
 
 
 def _umask() -> int:

@@ -4,7 +4,10 @@ from importlib.metadata import version
 
 __all__ = ["PACKAGES", "requirements"]
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "pandas", "numpy", "pydantic", "pyyaml", "mlflow")
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub"),
+    *("pandas", "numpy", "scikit-learn", "pydantic", "pyyaml", "mlflow"),
+)
 """What `retune.inference` imports, and mlflow, which loads it."""
 
 

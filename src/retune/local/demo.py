@@ -22,6 +22,7 @@ from rich.table import Table
 from retune.cli_output import console as terminal
 from retune.config import load_prompt
 from retune.errors import RetuneError
+from retune.evaluation.roles import CANDIDATE, CHAMPION, FEW_SHOT, ROLE_TITLES
 from retune.ledger import Entry, Ledger
 from retune.local import running, start, stop
 from retune.local.files import write_private
@@ -69,6 +70,7 @@ def round_report(batch: str, revision: Entry, decided: Entry, prompt: str, secon
         "reasons": decision["reasons"],
         "metrics": {
             "baseline": body["baseline"]["metrics"],
+            **({FEW_SHOT: body[FEW_SHOT]["metrics"]} if FEW_SHOT in body else {}),
             "champion": body["champion_before"]["metrics"],
             "candidate": body["candidate"]["metrics"],
         },
@@ -175,7 +177,7 @@ def summary(rounds: list[dict[str, Any]]) -> Table:
     """One row per release and round."""
     table = Table("round", "release", "macro-F1", "accuracy", "verdict", box=None, pad_edge=False)
     for item in rounds:
-        names = {"baseline": "template alone", "champion": "champion until then", "candidate": f"candidate {item['release'][:12]}"}
+        names = {**ROLE_TITLES, CHAMPION: "champion until then", CANDIDATE: f"candidate {item['release'][:12]}"}
         verdict = f"[bold {COLOURS[item['verdict']]}]{item['verdict']}[/]" + (f" as version {item['version']}" if item["version"] else "")
         for role, metrics in item["metrics"].items():
             table.add_row(

@@ -1,7 +1,8 @@
 """The methods by name (`tune.method` in a prompt file), and the one entry to them."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 
 import torch
@@ -11,6 +12,7 @@ from retune.errors import BadInputError
 from retune.inference.adapters import tuned_model, untrained_head
 from retune.inference.base_model import BaseModel, set_threads
 from retune.inference.encoding import Encoder, Rows
+from retune.inference.examples import example_rows
 from retune.inference.families import check_fits
 from retune.inference.inputs import EncodedRow, encode_with_answers
 from retune.prompt_tuning.checkpoints import Checkpoint, Stop
@@ -46,11 +48,12 @@ def tune(
     set_threads()
     check_fits(base, prompt)
     settings = prompt.tune
-    if settings.method == "none":
+    if settings.method in ("none", "few_shot"):
         alone, _ = tuned_model(base, prompt, {})
-        validation = validation_batches(alone, _encode(base, prompt, 0, validation_rows, "validation"), None)
+        examples = _examples(prompt, train_rows) if settings.method == "few_shot" else []
+        validation = validation_batches(alone, _encode(base, prompt, 0, validation_rows, "validation", examples), None)
         loss = validation_loss(alone, lambda: None, validation)
-        return TuneResult({}, [], 0, 0, loss, loss)
+        return TuneResult({}, [], 0, 0, loss, loss, examples)
     tuned = METHODS[settings.method](base, settings)
     if base.family == "encoder":
         tuned = WithHead(tuned, untrained_head(base, prompt))
@@ -75,13 +78,27 @@ METHODS: Mapping[str, Callable[[BaseModel, Tune], Tuned]] = MappingProxyType(
         "full": lambda base, _: AllWeights(base),
     }
 )
-"""What each method tunes, at its start; `none` tunes nothing."""
+"""What each method tunes, at its start; `few_shot` and `none` tune nothing."""
 
 
-def _encode(base: BaseModel, prompt: Prompt, soft: int, rows: Rows, split: str) -> list[EncodedRow]:
+def _encode(
+    base: BaseModel, prompt: Prompt, soft: int, rows: Rows, split: str, examples: Sequence[Mapping[str, str]] = ()
+) -> list[EncodedRow]:
+    with _of_split(prompt, rows, split):
+        return encode_with_answers(base, Encoder(prompt, base.tokenizer, base.family, examples), soft, rows)[0]
+
+
+def _examples(prompt: Prompt, rows: Rows) -> list[dict[str, str]]:
+    with _of_split(prompt, rows, "train"):
+        return example_rows(prompt, rows)
+
+
+@contextmanager
+def _of_split(prompt: Prompt, rows: Rows, split: str) -> Iterator[None]:
+    """Errors of a row name its split. Raises BadInputError for a split without rows."""
     if len(rows) == 0:
         raise BadInputError(f"{prompt.name}: the {split} split is empty; land more data or change preprocess.splits")
     try:
-        return encode_with_answers(base, Encoder(prompt, base.tokenizer, base.family), soft, rows)[0]
+        yield
     except BadInputError as error:
         raise BadInputError(f"{prompt.name}: {split} split: {error}") from None

@@ -1,6 +1,6 @@
 """What a tuning run hands back, and the error that ends one early."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 import torch
@@ -38,6 +38,8 @@ class TuneResult:
     """Nats per answer token."""
     initial_validation_loss: float
     """The same before the first step (for method none: of the template alone)."""
+    examples: list[dict[str, str]] = field(default_factory=list)
+    """Method few_shot: what is released in place of tensors (see `retune.inference.examples`)."""
 
 
 class DivergedError(StageError):

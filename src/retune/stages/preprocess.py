@@ -9,7 +9,7 @@ Writes::
 
     artifacts/<prompt>/dataset/
         train.parquet  validation.parquet  test.parquet
-        report.json                rows in and out, duplicates, contradictions, lengths
+        report.json                rows in and out, duplicates, contradictions, lengths; the base model's family
         profile.html               the same as a page
         inputs.json                hashes of what the splits were made from
 
@@ -28,7 +28,7 @@ from retune.config import Prompt, sha256_json
 from retune.data.preprocess import preprocess
 from retune.data.profile import profile_page
 from retune.errors import BadInputError
-from retune.inference.base_model import find_base_model
+from retune.inference.base_model import ARCHITECTURES, find_base_model
 from retune.stages import run_stage, whole_folder
 
 
@@ -38,8 +38,11 @@ def main(prompt: Prompt) -> None:
         raise BadInputError(f"data/{prompt.name} holds no rows; land files in {prompt.source.path} and run the DAG `ingest`")
     rows = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
     folders = [Path(p) for p in os.environ.get("RETUNE_BASE_MODELS", "").split(os.pathsep) if p]
-    tokenizer = AutoTokenizer.from_pretrained(find_base_model(prompt.base_model, Path.cwd(), folders), trust_remote_code=False)
+    model = find_base_model(prompt.base_model, Path.cwd(), folders)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     result = preprocess(rows, prompt, lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
+    kind = json.loads((model / "config.json").read_text("utf-8"))["model_type"]
+    report = result.report | {"base_model_family": ARCHITECTURES.get(kind)}
     splits = {"train": result.train, "validation": result.validation, "test": result.test}
     for name, frame in splits.items():
         print(f"{name}: {len(frame)} rows", flush=True)
@@ -50,8 +53,8 @@ def main(prompt: Prompt) -> None:
     with whole_folder(Path(f"artifacts/{prompt.name}/dataset")) as folder:
         for name, frame in splits.items():
             frame.to_parquet(folder / f"{name}.parquet", index=False)
-        (folder / "report.json").write_text(json.dumps(result.report, indent=1, sort_keys=True, ensure_ascii=False), "utf-8")
-        (folder / "profile.html").write_text(profile_page(result.report, prompt), "utf-8")
+        (folder / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False), "utf-8")
+        (folder / "profile.html").write_text(profile_page(report, prompt), "utf-8")
         inputs = {
             "data": sha256_json({part.name: hashlib.sha256(part.read_bytes()).hexdigest() for part in parts}),
             "preprocess": sha256_json(prompt.preprocess.model_dump(mode="json")),

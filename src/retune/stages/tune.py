@@ -8,7 +8,8 @@ Reads::
 
 Writes::
 
-    artifacts/<prompt>/release/    manifest.json, prompt.yaml, adapter/ (method full: model/; method none: neither; encoders: classifier/)
+    artifacts/<prompt>/release/    manifest.json, prompt.yaml, adapter/ (method full: model/; few_shot: examples/; none: nothing more;
+                                   encoders: classifier/)
     artifacts/<prompt>/curve.csv   step, epoch, train_loss, validation_loss, learning_rate
 
 Streams the curve and system metrics to the MLflow run in MLFLOW_RUN_ID, where there is one. A server that is away does not stop the tuning:
@@ -160,7 +161,7 @@ def _tune(prompt: Prompt, stop: Stop) -> None:
         "environment": hashlib.sha256(Path("requirements.lock").read_bytes()).hexdigest(),
         "parameters": sha256_json(prompt.tune.model_dump(mode="json")),
     }
-    release = write_release(artifacts / "release", released, result.best, base, inputs)
+    release = write_release(artifacts / "release", released, result.best, base, inputs, result.examples)
     pd.DataFrame([start, *result.curve], columns=list(COLUMNS)).to_csv(artifacts / "curve.csv", index=False)
     print(f"release {release}: best step {result.best_step} of {result.steps}", flush=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from retune.config import Prompt, override
 from retune.errors import ConfigError
+from retune.evaluation.roles import BASELINE, CANDIDATE, CHAMPION, FEW_SHOT
 from retune.records import Lineage
 from retune.tasks.context import Context, Json
 from retune.tasks.release import read_release_record
@@ -19,7 +20,9 @@ __all__ = ["evaluate", "evaluate_champion", "plan", "preprocess", "select", "tun
 
 
 def preprocess(run: Json) -> Json:
-    """Runs or restores the stage, and logs profile and dataset to MLflow. Returns `run` with the lineage that includes it."""
+    """Runs or restores the stage, and logs profile and dataset to MLflow. Returns `run` with the lineage that includes it.
+
+    `family`: of the base model, as the methods on offer depend on it."""
     context, run_id = Context.of(run), run["mlflow_run_id"]
     with context.tracker.working(run_id):
         done = context.workspaces.run("preprocess", context.prompt, Lineage.from_json(run["lineage"]), context.environment())
@@ -34,20 +37,33 @@ def preprocess(run: Json) -> Json:
         rows = {f"rows_{name}": split["rows"] for name, split in report["splits"].items()}
         settings = {**_inputs(context.prompt, lineage), **rows, "preprocess": context.prompt.preprocess.model_dump(mode="json")}
         context.tracker.params(run_id, settings)
-    return {**run, "lineage": lineage.to_json()}
+    return {**run, "lineage": lineage.to_json(), "family": report["base_model_family"]}
 
 
 def plan(run: Json, trials: list[Json] | None = None) -> list[Json]:
-    """The trials, each a name and its overrides: the prompt file's, or the trigger form's. Raises ConfigError on a wrong one."""
+    """The trials, each a name and its overrides: the prompt file's, or the trigger form's; after them the few-shot baseline.
+
+    The baseline is measured beside the candidate and never becomes it; where a trial is the same already, that one is what is measured.
+    Raises ConfigError on a wrong trial.
+    """
     prompt = Prompt.model_validate(run["prompt"])
-    planned = []
+    planned: list[Json] = []
     for number, overrides in enumerate(trials if trials else prompt.trials, 1):
         override(prompt, overrides)
         changed = ", ".join(f"{key.removeprefix('tune.')}={value}" for key, value in overrides.items())
         planned.append({"name": f"{number}: {changed or 'as in the prompt file'}", "overrides": dict(overrides)})
     if not planned:
         raise ConfigError(f"{prompt.name}: trials must name at least one; `trials: [{{}}]` tunes with the prompt file's own settings")
+    if prompt.evaluate.few_shot and run["family"] != "encoder" and not any(_is_few_shot(prompt, trial) for trial in planned):
+        overrides = {"tune.method": "few_shot", "tune.examples": prompt.evaluate.few_shot}
+        planned.append({"name": "few-shot baseline", "overrides": overrides, "baseline": True})
     return planned
+
+
+def _is_few_shot(prompt: Prompt, trial: Json) -> bool:
+    """Whether a trial is what the few-shot baseline would be."""
+    tune = override(prompt, trial["overrides"]).tune
+    return (tune.method, tune.examples) == ("few_shot", prompt.evaluate.few_shot)
 
 
 def tune(run: Json, trial: Json) -> Json:
@@ -96,17 +112,27 @@ def _provenance(context: Context, run_id: str, release: str, done: StageRun) -> 
 
 
 def select(run: Json, tuned: list[Json]) -> list[Json]:
-    """The best trial on validation, and who it is compared with: a list for `evaluate`, the candidate first, no release twice."""
+    """The best trial on validation, and who it is compared with: a list for `evaluate`, the candidate first, no release twice.
+
+    The candidate's `few_shot` is the release that plays that part, if one does; the candidate itself may.
+    """
     context = Context.of(run)
-    best = min(tuned, key=lambda t: (t["validation_loss"], t["trial"]["name"]))
+    best = min((t for t in tuned if not t["trial"].get("baseline")), key=lambda t: (t["validation_loss"], t["trial"]["name"]))
+    few_shot = next((t for t in tuned if _is_few_shot(context.prompt, t["trial"])), None)
     for trial in tuned:
         print(f"trial {trial['trial']['name']}: validation loss {trial['validation_loss']:.4f}{'  <- candidate' if trial is best else ''}")
-    contenders = [{"role": "candidate", **{key: value for key, value in best.items() if key != "links"}}]
-    for role in ("champion", "baseline"):
+    contenders = [{"role": CANDIDATE, **_without_links(best), "few_shot": few_shot and few_shot["release"]}]
+    if few_shot and few_shot["release"] != best["release"]:
+        contenders.append({"role": FEW_SHOT, **_without_links(few_shot)})
+    for role in (CHAMPION, BASELINE):
         other = run[role]
         if other["release"] not in {c["release"] for c in contenders}:
             contenders.append({"role": role, "release": other["release"], "lineage": _beside(context, run, other).to_json()})
     return contenders
+
+
+def _without_links(tuned: Json) -> Json:
+    return {key: value for key, value in tuned.items() if key != "links"}
 
 
 def _beside(context: Context, run: Json, champion: Json) -> Lineage:
@@ -132,5 +158,5 @@ def evaluate(run: Json, contender: Json) -> Json:
 
 def evaluate_champion(run: Json, champion: Json) -> Json:
     """Another champion than the pinned one, after a race was lost."""
-    contender = {"role": "champion", "release": champion["release"], "lineage": _beside(Context.of(run), run, champion).to_json()}
+    contender = {"role": CHAMPION, "release": champion["release"], "lineage": _beside(Context.of(run), run, champion).to_json()}
     return evaluate(run, contender)

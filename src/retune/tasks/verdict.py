@@ -13,7 +13,7 @@ from retune.errors import ConfigError, ConflictError
 from retune.evaluation.metrics import confusion
 from retune.evaluation.plots import confusion_figure, per_class_figure, render, slices_figure
 from retune.evaluation.report import decision_markdown, release_card, run_note
-from retune.evaluation.roles import CANDIDATE
+from retune.evaluation.roles import CANDIDATE, FEW_SHOT
 from retune.ledger import Entry, standing
 from retune.promotion import Side, with_answer
 from retune.promotion import decide as gate
@@ -180,6 +180,7 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
     by_release = {e["release"]: e for e in evaluated}
     champion = by_release.get(current["release"]) or evaluate_champion(run, current)
     baseline = by_release.get(run["baseline"]["release"], champion)
+    few_shot = {FEW_SHOT: by_release[candidate["few_shot"]]} if candidate["few_shot"] else {}
     policy = context.prompt.promote
     ours = _side(context, candidate)
     look = look_of(ours, champion["release"], context.prompt)
@@ -206,9 +207,11 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
             "metrics": champion["evaluation"]["metrics"],
         },
         "baseline": {"release": baseline["release"], "metrics": baseline["evaluation"]["metrics"]},
+        **{role: {"release": e["release"], "metrics": e["evaluation"]["metrics"]} for role, e in few_shot.items()},
         "lineage": candidate["lineage"],
         "evaluations": {
             "baseline": baseline["evaluation"],
+            **{role: e["evaluation"] for role, e in few_shot.items()},
             "champion": champion["evaluation"],
             "candidate": candidate["evaluation"],
         },

@@ -8,6 +8,7 @@ import pytest
 from retune.errors import BadInputError
 from retune.evaluation.metrics import confusion, evaluate
 from retune.evaluation.plots import (
+    COLOURS,
     MAX_SLICES,
     MAX_TOKENS,
     confusion_figure,
@@ -16,6 +17,7 @@ from retune.evaluation.plots import (
     slices_figure,
     virtual_tokens_figure,
 )
+from retune.evaluation.roles import ROLE_TITLES
 from retune.explain import Explanation, Neighbour, VirtualToken
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -52,6 +54,9 @@ def test_per_class_figure_has_a_bar_for_each_label_and_role(evaluations):
     # F1 by hand. Champion: low 2/4, medium 2/4, high 2/3; candidate: low 4/5, medium 1, high 2/3.
     assert heights == [pytest.approx([0.5, 0.5, 2 / 3]), pytest.approx([0.8, 1.0, 2 / 3])]
     assert [bars.get_label() for bars in axes.containers] == ["champion", "candidate"]
+    every = per_class_figure(dict.fromkeys(COLOURS, evaluations["champion"])).axes[0]
+    assert [bars.get_label() for bars in every.containers] == list(ROLE_TITLES.values())
+    assert len({bars.patches[0].get_facecolor() for bars in every.containers}) == len(ROLE_TITLES)
     with pytest.raises(BadInputError, match="evaluations must hold the same labels"):
         per_class_figure({"candidate": replace(evaluations["candidate"], per_class={})})
 

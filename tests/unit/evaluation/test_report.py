@@ -13,7 +13,7 @@ GATES = [
 @pytest.fixture
 def evaluations(make_frame, make_prompt):
     channel = ["web", "web", "a|b <i>", "a|b <i>"]
-    sides = {"candidate": [0, 0, 1, 2], "champion": [0, 1, 2, 2], "baseline": [1, 0, 0, 0]}
+    sides = {"candidate": [0, 0, 1, 2], "champion": [0, 1, 2, 2], "baseline": [1, 0, 0, 0], "few_shot": [0, 1, 0, 2]}
     target = [0, 1, 2, 2]
     return {role: evaluate(make_frame(target, said, channel=channel), make_prompt(), role[0] * 64, "e") for role, said in sides.items()}
 
@@ -27,14 +27,15 @@ def test_verdict_and_reasons_stand_on_top(evaluations, make_prompt):
 def test_tables_hold_the_figures_of_every_role_in_order(evaluations, make_prompt):
     prompt = make_prompt(promote={"metric": "accuracy", "max_slice_gap": 0.1, "min_slice_rows": 2})
     report = decision_markdown(Decision("REJECT", ["Worse."], GATES, None), evaluations, prompt)
-    assert "| metric | template alone | champion | candidate | better | unit |" in report
-    assert "| **accuracy** | 0.0000 | 1.0000 | 0.5000 | higher | share of rows, 0 to 1 |" in report
-    assert "On 4 test rows: template alone `bbbbbbbbbbbb`, champion `cccccccccccc`, candidate `cccccccccccc`." in report
+    assert "| metric | template alone | few-shot | champion | candidate | better | unit |" in report
+    assert "| **accuracy** | 0.0000 | 0.7500 | 1.0000 | 0.5000 | higher | share of rows, 0 to 1 |" in report
+    releases = "template alone `bbbbbbbbbbbb`, few-shot `ffffffffffff`, champion `cccccccccccc`, candidate `cccccccccccc`"
+    assert f"On 4 test rows: {releases}." in report
     assert "| gain | **failed: REJECT** | -0.5000 | -0.9000 to -0.1000 | 0.0000 | Measurably worse: 0.5 against 1. |" in report
     assert "| same_test_rows | passed |  |  |  | Both releases" in report
-    # F1 of high by hand: champion 1; candidate 2*1/(1+2); the template alone never says high.
-    assert "| high | 2 | 0.0000 | 1.0000 | 0.6667 |" in report
-    assert "| channel=web | 2 | 0.0000 | 1.0000 | 0.5000 | -0.5000 | yes |" in report
+    # F1 of high by hand: champion 1; candidate and few-shot 2*1/(1+2); the template alone never says high.
+    assert "| high | 2 | 0.0000 | 0.6667 | 1.0000 | 0.6667 |" in report
+    assert "| channel=web | 2 | 0.0000 | 1.0000 | 1.0000 | 0.5000 | -0.5000 | yes |" in report
 
 
 def test_labelled_sets_and_probes_have_a_table_of_their_own(evaluations, make_frame, make_prompt):

@@ -20,9 +20,9 @@ from retune.inference.release import write_release
 from retune.inference.requirements import PACKAGES, requirements
 
 SOURCE = Path(retune.__file__).parent
-TRAVELLING = ("__init__.py", "config.py", "errors.py", "text.py", "inference")
+TRAVELLING = ("__init__.py", "config.py", "errors.py", "policy.py", "text.py", "inference")
 MODULES = [f for name in TRAVELLING for f in ([SOURCE / name] if name.endswith(".py") else sorted((SOURCE / name).rglob("*.py")))]
-OTHER_NAMES = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+OTHER_NAMES = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
 
 
 def imports(path):

@@ -48,6 +48,7 @@ def play(settings, batches: int) -> None:
             "candidate": {"release": "c" * 64, "version": str(number), "metrics": {"macro_f1": 0.8, "accuracy": 0.9}},
             "champion_before": {"release": "b" * 64, "version": "0", "metrics": {"macro_f1": 0.4, "accuracy": 0.5}},
             "baseline": {"release": "a" * 64, "metrics": {"macro_f1": 0.2, "accuracy": 0.3}},
+            "few_shot": {"release": "f" * 64, "metrics": {"macro_f1": 0.31, "accuracy": 0.4}},
             "decision": {"verdict": "PROMOTE", "reasons": ["better by 0.4"], "gates": [], "comparison": {"gain": 0.4}},
             "champion": {"release": "c" * 64, "version": str(number), "metrics": {}},
         }
@@ -66,6 +67,8 @@ def test_a_second_demo_shows_the_earlier_verdicts_and_starts_nothing(project, mo
         ("1", 0, 10, "PROMOTE", "1"),
         ("2", 1, 20, "PROMOTE", "2"),
     ]
+    assert list(rounds[0]["metrics"]) == ["baseline", "few_shot", "champion", "candidate"]
+    assert [line.split()[1] for line in shown.splitlines() if line.split()[:1] == ["few-shot"]] == ["0.310"] * 2
     assert rounds[0]["metrics"]["champion"] == {"macro_f1": 0.4, "accuracy": 0.5}
     assert set(rounds[0]) == {
         *("batch", "dataset_revision", "rows", "dag_run_id", "mlflow_run_id", "verdict", "reasons", "metrics"),

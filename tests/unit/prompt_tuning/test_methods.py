@@ -16,7 +16,7 @@ SETTINGS = {"num_virtual_tokens": 4, "learning_rate": 0.05, "epochs": 4, "batch_
 
 
 def test_every_method_of_a_prompt_file_is_there():
-    assert {*METHODS, "none"} == set(typing.get_args(Tune.model_fields["method"].annotation))
+    assert {*METHODS, "few_shot", "none"} == set(typing.get_args(Tune.model_fields["method"].annotation))
 
 
 def test_a_tuned_release_beats_the_template_alone_and_repeats_byte_for_byte(llama, tmp_path):
