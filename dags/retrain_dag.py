@@ -3,7 +3,8 @@
 Tunes a prompt's soft prompt on the newest dataset revision, and promotes it only if it is measurably better than the champion.
 
 `resolve` pins revision and champion, or ends the run green when the ledger has decided on the same data, prompt and code before. `tune`
-runs once per trial, `evaluate` once per release: the candidate, the champion and the template alone, on the same test rows. `decide` writes
+runs once per trial, `evaluate` once per release: the candidate, the champion and the template alone, on the same test rows. `measure` times
+candidate and champion side by side and runs the prompt's checks (`prompts/<prompt>.checks.yaml`) on the candidate. `decide` writes
 verdict and reasons to the ledger and to MLflow. On HOLD or REJECT `promote` is **skipped** and the run is green: that is the gate at work.
 
 `approve` waits for a person where the prompt file or the form asks for one: answer under *Required Actions*. A refusal, or no answer in
@@ -78,19 +79,25 @@ def retrain(name: str):
             get_current_context()["role"] = contender["role"]
             return retrain.evaluate(run, contender)
 
+        @retune_task(pool="gpu", execution_timeout=timedelta(hours=2))
+        def measure(run, evaluated):
+            from retune.tasks.measure import measure
+
+            return measure(run, list(evaluated))
+
         @retune_task
-        def decide(run, evaluated):
+        def decide(run, evaluated, measured):
             from retune.tasks import verdict
 
-            return verdict.decide(run, list(evaluated))
+            return verdict.decide(run, list(evaluated), measured)
 
         @retune_task(trigger_rule="none_failed")
-        def promote(run, evaluated, decided, answer):
+        def promote(run, evaluated, measured, decided, answer):
             if decided["verdict"] != "PROMOTE":
                 raise AirflowSkipException(f"{decided['verdict']}: the champion stays (ledger entry {decided['entry']})")
             from retune.tasks import verdict
 
-            promoted = verdict.promote(run, list(evaluated), decided, answer)
+            promoted = verdict.promote(run, list(evaluated), measured, decided, answer)
             if promoted["verdict"] != "PROMOTE":
                 raise AirflowSkipException(f"{promoted['verdict']}: {promoted['reason']} (ledger entry {promoted['entry']})")
             return promoted
@@ -98,14 +105,15 @@ def retrain(name: str):
         run = preprocess(resolve())
         tuned = tune.partial(run=run).expand(trial=plan(run))
         evaluated = evaluate.partial(run=run).expand(contender=select(run, tuned))
-        decided = decide(run, evaluated)
+        measured = measure(run, evaluated)
+        decided = decide(run, evaluated, measured)
         approve = ApprovePromotion(
             task_id="approve",
             subject=f"Promote a new release of {name}?",
             response_timeout=timedelta(hours=policy.approval_hours),
         )
         decided >> approve
-        promote(run, evaluated, decided, approve.output)
+        promote(run, evaluated, measured, decided, approve.output)
 
     return flow()
 

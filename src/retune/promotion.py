@@ -11,26 +11,30 @@
 | gain | the metric is measurably worse (REJECT), indistinguishable (HOLD) or rises by less than min_gain (HOLD) | REJECT, HOLD |
 | floors | a metric misses its floor; one gate per floor, named floors.METRIC | REJECT |
 | approval | a person was asked, and refused or did not answer in time | HOLD |
+| checks | a required check of `prompts/<prompt>.checks.yaml` fails (REJECT), or none was run (HOLD) | REJECT, HOLD |
+| latency | a prediction takes longer than max_latency_ms or max_latency_ratio allow (REJECT), or was not timed (HOLD) | REJECT, HOLD |
+| cost | tuning cost more than max_cost (REJECT), or the cost is not known (HOLD) | REJECT, HOLD |
 | slices | the metric falls too far in a slice, or the candidate lacks one (REJECT); the champion lacks one (HOLD) | REJECT, HOLD |
 
 Every gate is evaluated and listed. A gate that could not be evaluated has failed.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import pandas as pd
 
+from retune.ceilings import checks_gate, cost_gate, latency_gate
 from retune.config import Splits
 from retune.errors import BadInputError, RetuneError
 from retune.evaluation.comparison import ROUNDING, measurably_better, paired_bootstrap
 from retune.evaluation.metrics import Metric, metric_named
 from retune.evaluation.predictions import rows_sha256
 from retune.policy import Policy
-from retune.records import Comparison, Decision, Evaluation, Gate, Verdict
+from retune.records import CheckResult, Comparison, Decision, Evaluation, Gate, Measured, Verdict
 
 __all__ = ["Side", "decide", "with_answer"]
 
@@ -64,13 +68,16 @@ def decide(
     same_release: bool,
     spent: float = 0.0,
     seed: int = 0,
+    measured: Mapping[str, Measured] | None = None,
+    checks: Sequence[CheckResult] | None = None,
 ) -> Decision:
     """Verdict of the gate, with every gate and the reasons for a person, the weightiest first.
 
     `labels`: today's, in the prompt's order; empty for task: generation. `barred`: whether the candidate was rolled back and not
     unbarred. `same_release`: whether the candidate is the champion. `spent`: chance of a promotion by luck that the ledger's other
-    comparisons on this test split have used up. `seed` draws the resamples. Fails closed: whatever goes wrong inside a gate is that
-    gate's failure, never a promotion.
+    comparisons on this test split have used up. `seed` draws the resamples. `measured`: role -> what was timed and what tuning cost.
+    `checks`: what became of the prompt's checks on the candidate; None without a file of them, empty where none was run. Fails closed:
+    whatever goes wrong inside a gate is that gate's failure, never a promotion.
     """
     compared = _attempt(
         "gain",
@@ -78,7 +85,7 @@ def decide(
             candidate.predictions, champion.predictions, policy.metric, labels, policy.look_confidence, policy.resamples, seed
         ),
     )
-    checks: list[tuple[str, Callable[[], Gate]]] = [
+    attempts: list[tuple[str, Callable[[], Gate]]] = [
         ("different_release", partial(_different_release, candidate, same_release)),
         ("not_barred", partial(_not_barred, candidate, barred)),
         ("same_test_rows", partial(_same_test_rows, candidate, champion)),
@@ -88,8 +95,11 @@ def decide(
         ("gain", partial(_gain, compared, candidate.evaluation, champion.evaluation, policy.min_gain)),
         *((f"floors.{name}", partial(_floor, candidate.evaluation, name, floor)) for name, floor in policy.floors.items()),
         ("slices", partial(_slices, candidate.evaluation, champion.evaluation, policy)),
+        ("checks", partial(checks_gate, checks)),
+        ("latency", partial(latency_gate, measured, policy)),
+        ("cost", partial(cost_gate, measured, policy)),
     ]
-    gates = [_attempt(name, check) for name, check in checks]
+    gates = [_attempt(name, attempt) for name, attempt in attempts]
     verdict = _verdict(gates)
     return Decision(
         verdict=verdict,

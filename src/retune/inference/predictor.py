@@ -172,6 +172,14 @@ class Predictor:
         tokens = self.base.embed(torch.tensor(encoded.prompt, dtype=torch.long, device=self.base.device))
         return (tokens if self.soft_prompt is None else torch.cat([self.soft_prompt.to(self.base.dtype), tokens])).cpu()
 
+    def answer(self, row: Mapping[str, Any]) -> str:
+        """The predicted label or text of one row. Raises as `predict` does."""
+        return str(self.predict([row])[PREDICTION].iloc[0])
+
+    def prompt_tokens(self, rows: Rows) -> list[int]:
+        """Tokens of each row's rendered template, [N]; virtual tokens are not among them."""
+        return [len(row.prompt) for row in self._encode(rows, self.answer_tokens)]
+
     @property
     def answer_tokens(self) -> int:
         """Most tokens of an answer: those of the longest label, or as many as may be generated."""
