@@ -65,7 +65,7 @@ def named(store: Store, prompt: str, release: str | None = None) -> Recorded:
     if release == PREVIOUS:
         previous = standing(entries).previous
         if previous is None:
-            raise BadInputError(f"{prompt} has had one champion only, none before it; see `retune releases {prompt}`")
+            raise BadInputError(f"{prompt} has had one champion only, or none; see `retune releases {prompt}`")
         return find(store, [prompt], previous["release"])
     parts = [part for entry in entries for part in (entry.body.get("champion"), entry.body.get("candidate")) if part]
     version = next((str(part["release"]) for part in parts if part.get("version") and str(part["version"]) == release), None)
