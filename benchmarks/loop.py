@@ -57,14 +57,16 @@ def every():
     @task
     def evaluate(run, x): return {}
     @task
-    def decide(run, x): return {}
+    def measure(run, x): return {}
+    @task
+    def decide(run, x, y): return {}
     @task
     def approve(x): return {}
     @task
     def promote(x, y): return {}
     run = preprocess(first())
     evaluated = evaluate.partial(run=run).expand(x=select(run, tune.partial(run=run).expand(trial=plan(run))))
-    decided = decide(run, evaluated)
+    decided = decide(run, evaluated, measure(run, evaluated))
     promote(decided, approve(decided))
 
 one(), every()
@@ -136,6 +138,7 @@ def parts(url: str) -> dict[str, Any]:
     from retune.records import Trigger
     from retune.registry import Registry
     from retune.tasks import retrain, verdict
+    from retune.tasks.measure import measure
     from retune.tasks.resolve import resolve
     from retune.tracking import Tracker
     from retune.workspace import Workspaces
@@ -165,7 +168,8 @@ def parts(url: str) -> dict[str, Any]:
         run = resolve(PROMPT, Trigger("bench", f"parts {secrets.token_hex(4)}", "manual", "bench", "").to_json(), force=True)
         run = retrain.preprocess(run or {})
         tuned = [retrain.tune(run, trial) for trial in retrain.plan(run)]
-        verdict.decide(run, [retrain.evaluate(run, one) for one in retrain.select(run, tuned)])
+        evaluated = [retrain.evaluate(run, one) for one in retrain.select(run, tuned)]
+        verdict.decide(run, evaluated, measure(run, evaluated))
     total = time.perf_counter() - begun
     return {**spent, "reading, comparing, plotting": total - sum(spent.values()), "in all": total}
 

@@ -4,8 +4,9 @@ Tunes a prompt's soft prompt on the newest dataset revision, and promotes it onl
 
 `resolve` pins revision and champion, or ends the run green when the ledger has decided on the same data, prompt and code before. `tune`
 runs once per trial and once for the few-shot baseline, `evaluate` once per release: the candidate, the champion, the template alone and
-that baseline, on the same test rows. `decide` writes verdict and reasons to the ledger and to MLflow. On HOLD or REJECT `promote` is
-**skipped** and the run is green: that is the gate at work.
+that baseline, on the same test rows. `measure` times candidate and champion side by side and runs the prompt's checks
+(`prompts/<prompt>.checks.yaml`) on the candidate. `decide` writes verdict and reasons to the ledger and to MLflow. On HOLD or REJECT
+`promote` is **skipped** and the run is green: that is the gate at work.
 
 `approve` waits for a person where the prompt file or the form asks for one: answer under *Required Actions*. A refusal, or no answer in
 time, is a HOLD.
@@ -79,19 +80,25 @@ def retrain(name: str):
             get_current_context()["role"] = contender["role"]
             return retrain.evaluate(run, contender)
 
+        @retune_task(pool="gpu", execution_timeout=timedelta(hours=2))
+        def measure(run, evaluated):
+            from retune.tasks.measure import measure
+
+            return measure(run, list(evaluated))
+
         @retune_task
-        def decide(run, evaluated):
+        def decide(run, evaluated, measured):
             from retune.tasks import verdict
 
-            return verdict.decide(run, list(evaluated))
+            return verdict.decide(run, list(evaluated), measured)
 
         @retune_task(trigger_rule="none_failed")
-        def promote(run, evaluated, decided, answer):
+        def promote(run, evaluated, measured, decided, answer):
             if decided["verdict"] != "PROMOTE":
                 raise AirflowSkipException(f"{decided['verdict']}: the champion stays (ledger entry {decided['entry']})")
             from retune.tasks import verdict
 
-            promoted = verdict.promote(run, list(evaluated), decided, answer)
+            promoted = verdict.promote(run, list(evaluated), measured, decided, answer)
             if promoted["verdict"] != "PROMOTE":
                 raise AirflowSkipException(f"{promoted['verdict']}: {promoted['reason']} (ledger entry {promoted['entry']})")
             return promoted
@@ -99,14 +106,15 @@ def retrain(name: str):
         run = preprocess(resolve())
         tuned = tune.partial(run=run).expand(trial=plan(run))
         evaluated = evaluate.partial(run=run).expand(contender=select(run, tuned))
-        decided = decide(run, evaluated)
+        measured = measure(run, evaluated)
+        decided = decide(run, evaluated, measured)
         approve = ApprovePromotion(
             task_id="approve",
             subject=f"Promote a new release of {name}?",
             response_timeout=timedelta(hours=policy.approval_hours),
         )
         decided >> approve
-        promote(run, evaluated, decided, approve.output)
+        promote(run, evaluated, measured, decided, approve.output)
 
     return flow()
 

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from retune import cli_explain, cli_export, cli_lineage, cli_new, cli_read, cli_rollback, cli_run, cli_simulate, cli_stack
+from retune import cli_check, cli_explain, cli_export, cli_lineage, cli_new, cli_read, cli_rollback, cli_run, cli_simulate, cli_stack
 from retune.errors import ConfigError, RetuneError
 
 __all__ = ["app"]
@@ -61,6 +61,10 @@ app.command(
     epilog="Examples: [bold]retune predict ticket_priority --text 'Nothing works since noon'[/], "
     "[bold]retune predict ticket_priority --file rows.jsonl --json[/]"
 )(cli_read.predict)
+app.command(
+    epilog="Examples: [bold]retune check ticket_priority[/], [bold]retune check ticket_priority --release previous --json[/]   "
+    "Exit codes: 0 all required checks passed, 1 one failed or the release cannot be loaded, 2 the file of checks is wrong."
+)(cli_check.check)
 app.command(
     epilog="Examples: [bold]retune checkout[/], [bold]retune checkout 3f9c1a[/], [bold]retune checkout --data 0 --force[/]   "
     "Then: [bold]dvc pull[/]"

@@ -15,17 +15,21 @@
 | slices | the metric falls too far in a slice, labelled set or probe, or is missing there (for the champion: HOLD) | REJECT, HOLD |
 | negative_flips | too many rows that the champion has right are wrong now | REJECT |
 | max_changed | a probe changes too many answers (REJECT), or was not made (HOLD); max_changed.PROBE | REJECT, HOLD |
+| checks | a required check of `prompts/<prompt>.checks.yaml` fails (REJECT), or none was run (HOLD) | REJECT, HOLD |
+| latency | a prediction takes longer than max_latency_ms or max_latency_ratio allow (REJECT), or was not timed (HOLD) | REJECT, HOLD |
+| cost | tuning cost more than max_cost (REJECT), or the cost is not known (HOLD) | REJECT, HOLD |
 | approval | a person was asked, and refused or did not answer in time | HOLD |
 
 Every gate is evaluated and listed. A gate that could not be evaluated has failed.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from retune.ceilings import checks_gate, cost_gate, latency_gate
 from retune.config import Splits
 from retune.errors import BadInputError, RetuneError
 from retune.evaluation.comparison import ROUNDING, measurably_better, paired_bootstrap
@@ -33,7 +37,7 @@ from retune.evaluation.metrics import metric_named
 from retune.evaluation.predictions import rows_sha256
 from retune.gates import Side, changed, figure, finite, listed, margin, negative_flips, signed, slice_floor, slices
 from retune.policy import Policy
-from retune.records import Comparison, Decision, Evaluation, Gate, Verdict
+from retune.records import CheckResult, Comparison, Decision, Evaluation, Gate, Measured, Verdict
 
 __all__ = ["Side", "decide", "with_answer"]
 
@@ -50,13 +54,16 @@ def decide(
     same_release: bool,
     spent: float = 0.0,
     seed: int = 0,
+    measured: Mapping[str, Measured] | None = None,
+    checks: Sequence[CheckResult] | None = None,
 ) -> Decision:
     """Verdict of the gate, with every gate and the reasons for a person, the weightiest first.
 
     `labels`: today's, in the prompt's order; empty for task: generation. `barred`: whether the candidate was rolled back and not
     unbarred. `same_release`: whether the candidate is the champion. `spent`: chance of a promotion by luck that the ledger's other
-    comparisons on this test split have used up. `seed` draws the resamples. Fails closed: whatever goes wrong inside a gate is that
-    gate's failure, never a promotion.
+    comparisons on this test split have used up. `seed` draws the resamples. `measured`: role -> what was timed and what tuning cost.
+    `checks`: what became of the prompt's checks on the candidate; None without a file of them, empty where none was run. Fails closed:
+    whatever goes wrong inside a gate is that gate's failure, never a promotion.
     """
     new_base = candidate.base_model != champion.base_model
     if new_base and policy.metric == "perplexity":  # tokens of another tokenizer are no common measure, bytes are
@@ -68,7 +75,7 @@ def decide(
             candidate.predictions, champion.predictions, policy.metric, labels, policy.look_confidence, policy.resamples, seed
         ),
     )
-    checks: list[tuple[str, Callable[[], Gate]]] = [
+    attempts: list[tuple[str, Callable[[], Gate]]] = [
         ("different_release", partial(_different_release, candidate, same_release)),
         ("not_barred", partial(_not_barred, candidate, barred)),
         ("same_test_rows", partial(_same_test_rows, candidate, champion)),
@@ -85,8 +92,11 @@ def decide(
         ("slices", partial(slices, candidate, champion, policy, labels, seed)),
         ("negative_flips", partial(negative_flips, candidate, champion, policy, labels)),
         *((f"max_changed.{name}", partial(changed, ours, name, largest, policy)) for name, largest in policy.max_changed.items()),
+        ("checks", partial(checks_gate, checks)),
+        ("latency", partial(latency_gate, measured, policy)),
+        ("cost", partial(cost_gate, measured, policy)),
     ]
-    gates = [_attempt(name, check) for name, check in checks]
+    gates = [_attempt(name, attempt) for name, attempt in attempts]
     verdict = _verdict(gates)
     return Decision(
         verdict=verdict,

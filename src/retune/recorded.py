@@ -10,6 +10,9 @@ from retune.store import Store
 
 __all__ = ["Recorded", "by_release", "champion", "find", "named"]
 
+PREVIOUS = "previous"
+"""Names the champion before."""
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -48,12 +51,25 @@ def find(store: Store, prompts: Iterable[str], beginning: str) -> Recorded:
     return found.popitem()[1]
 
 
-def named(store: Store, prompt: str, beginning: str | None = None) -> Recorded:
-    """The prompt's release whose id begins so; None: its champion. Raises BadInputError if there is none."""
-    found = find(store, [prompt], beginning) if beginning else champion(store, prompt)
-    if found is None:
-        raise BadInputError(f"the ledger of {prompt} is empty: nothing was released yet; see `retune status`")
-    return found
+def named(store: Store, prompt: str, release: str | None = None) -> Recorded:
+    """The prompt's release that is called `previous`, has this version, or whose id begins so; None: its champion.
+
+    Raises BadInputError if there is none, or more than one.
+    """
+    if release is None:
+        found = champion(store, prompt)
+        if found is None:
+            raise BadInputError(f"the ledger of {prompt} is empty: nothing was released yet; see `retune status`")
+        return found
+    entries = Ledger(store, prompt).entries()
+    if release == PREVIOUS:
+        previous = standing(entries).previous
+        if previous is None:
+            raise BadInputError(f"{prompt} has had one champion only, or none; see `retune releases {prompt}`")
+        return find(store, [prompt], previous["release"])
+    parts = [part for entry in entries for part in (entry.body.get("champion"), entry.body.get("candidate")) if part]
+    version = next((str(part["release"]) for part in parts if part.get("version") and str(part["version"]) == release), None)
+    return find(store, [prompt], version or release)
 
 
 def by_release(prompt: str, entries: list[Entry]) -> dict[str, Recorded]:

@@ -50,7 +50,8 @@ class Lineage(_Record):
     revision: int = -1
     """Number of the dataset ledger's entry that `data` came from."""
     machines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Stage -> the machine that executed it (see `retune.machine`)."""
+    """Stage -> the machine that executed it (see `retune.machine`), and the `seconds` that it took there; a tuning that was interrupted
+    counts from its last checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Settings from the environment: endpoints and places, never secrets' values. `.env.example` lists them all."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,10 +33,12 @@ class Settings:
     """S3 endpoint where it is not AWS (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL)."""
     require_clean: bool
     """Refuse to promote a release that was tuned from a dirty checkout (RETUNE_REQUIRE_CLEAN=1)."""
+    device_hour_price: float | None = None
+    """What an hour of a tuning worker costs, all its devices together, in any currency (RETUNE_DEVICE_HOUR_PRICE); None: not known."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, cwd: Path | None = None) -> "Settings":
-        """Raises ConfigError if no project is found."""
+        """Raises ConfigError if no project is found, or a value is wrong."""
         project = Path(environ["RETUNE_PROJECT"]) if environ.get("RETUNE_PROJECT") else _find_project(cwd or Path.cwd())
         project = project.resolve()
         if not (project / "dvc.yaml").is_file():
@@ -59,7 +62,20 @@ class Settings:
             mlflow_url=(environ.get("RETUNE_MLFLOW_URL") or tracking_uri).rstrip("/"),
             s3_endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,
             require_clean=environ.get("RETUNE_REQUIRE_CLEAN", "0") == "1",
+            device_hour_price=_price(environ.get("RETUNE_DEVICE_HOUR_PRICE")),
         )
+
+
+def _price(text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not (math.isfinite(price) and price >= 0):
+        raise ConfigError(f"RETUNE_DEVICE_HOUR_PRICE must be a number of 0 or more, what an hour of a tuning worker costs, got {text!r}")
+    return price
 
 
 def _find_project(cwd: Path) -> Path:

@@ -9,31 +9,28 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from types import FrameType
 from typing import Any
 
 import yaml
 
+from retune.child import run_child, terminated_as_exception
 from retune.config import Prompt, resolved_yaml, sha256_json
 from retune.dvc_files import EMPTY_DIR, REMOTE, entry, lay, path_md5, safe, sections
-from retune.errors import BadInputError, ConfigError, IntegrityError, RetuneError, StageError
-from retune.guard import run_guarded
+from retune.errors import ConfigError, IntegrityError, RetuneError, StageError
 from retune.machine import machine
 from retune.objects import Objects
 from retune.prompt_file import rewritten
 from retune.records import Lineage
 from retune.settings import Settings
-from retune.stages import BAD_INPUT, CHECKPOINT
+from retune.stages import CHECKPOINT
 from retune.store import Store, open_store
 
 __all__ = ["STAGES", "StageRun", "Workspaces", "code_state"]
@@ -132,8 +129,10 @@ class Workspaces:
         with self._workspace(lineage, prompt, stage) as folder:
             with self._checkpoints(folder, stage, prompt, key) as (more, on_line):
                 commands = ["repro", "--pull", "--no-run-cache", "-s", name], ["push", "-q", name]
+                begun = time.monotonic()
                 self._dvc(folder, *commands, environment={**(environment or {}), **more}, on_line=on_line)
-            known = {"section": sections((folder / "dvc.lock").read_text("utf-8"))[name], "machine": machine()}
+            executed = {**machine(), "seconds": round(time.monotonic() - begun, 2)}
+            known = {"section": sections((folder / "dvc.lock").read_text("utf-8"))[name], "machine": executed}
             laid = _with(lineage, stage, prompt.name, known)
             for md5 in self._stage_objects(laid, stage, prompt.name):
                 self.objects.verify(md5)
@@ -299,7 +298,7 @@ class Workspaces:
     def _workspace(self, lineage: Lineage, prompt: Prompt | None = None, *stages: str) -> Iterator[Path]:
         """A temporary folder with the project's definition and the lineage laid in it; removed at the end, whatever happens."""
         project = self.settings.project
-        with _terminated_as_exception(), tempfile.TemporaryDirectory(prefix="retune-workspace-", ignore_cleanup_errors=True) as temporary:
+        with terminated_as_exception(), tempfile.TemporaryDirectory(prefix="retune-workspace-", ignore_cleanup_errors=True) as temporary:
             folder = Path(temporary)
             (folder / ".dvc").mkdir()
             (folder / ".dvc/config").write_text(self._dvc_config(), "utf-8")
@@ -386,42 +385,9 @@ class Workspaces:
         on_line: Callable[[str], None] | None = None,
     ) -> None:
         """DVC commands in a workspace, their output streaming into the log. Raises StageError with the last lines of one that fails."""
-        child = {**os.environ, **(environment or {})}
-        child["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), child.get("PATH", os.defpath)])
-        child |= {"PYTHONPATH": str(folder / "src"), "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+        child = {**(environment or {}), "PYTHONPATH": str(folder / "src"), "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
         child["DVC_SITE_CACHE_DIR"] = str(folder / ".dvc/site-cache")  # private, as the workspace is
-        tail: list[str] = []
-
-        def keep(line: str) -> None:
-            tail.append(line)
-            del tail[:-15]
-            (on_line or self.log)(line)
-
-        code = run_guarded([sys.executable, "-c", _DVC, json.dumps(commands)], cwd=folder, env=child, on_line=keep)
-        if code:
-            if told := [line for line in tail if line.startswith(BAD_INPUT)]:
-                kind, message = json.loads(told[-1].removeprefix(BAD_INPUT))
-                raise {"ConfigError": ConfigError, "IntegrityError": IntegrityError}.get(kind, BadInputError)(message)
-            killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
-            hint = " It was killed (SIGKILL), mostly for want of memory: lower tune.batch_size or give the worker more." if killed else ""
-            raise StageError(f"dvc failed with exit code {code}.{hint} Its last lines:\n" + "\n".join(tail))
-
-
-@contextmanager
-def _terminated_as_exception() -> Iterator[None]:
-    """Turns SIGTERM into an exception here, so that the child's whole group is stopped before the task ends, and ends failed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, _frame: FrameType | None) -> None:
-        raise StageError(f"stopped by signal {signal.Signals(signum).name}; the stage's process group was ended with it")
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        run_child("dvc", [sys.executable, "-c", _DVC, json.dumps(commands)], folder, child, on_line or self.log)
 
 
 def _with(lineage: Lineage, stage: str, prompt: str, known: Mapping[str, Any]) -> Lineage:

@@ -12,11 +12,12 @@ from retune.config import Tune
 RETRAIN = "retrain_ticket_priority"
 EDGES = {
     "resolve": ["preprocess"],
-    "preprocess": ["decide", "evaluate", "plan", "promote", "select", "tune"],
+    "preprocess": ["decide", "evaluate", "measure", "plan", "promote", "select", "tune"],
     "plan": ["tune"],
     "tune": ["select"],
     "select": ["evaluate"],
-    "evaluate": ["decide", "promote"],
+    "evaluate": ["decide", "measure", "promote"],
+    "measure": ["decide", "promote"],
     "decide": ["approve", "promote"],
     "approve": ["promote"],
     "promote": [],
@@ -52,8 +53,8 @@ def test_only_trials_and_releases_are_mapped_each_with_a_readable_name(parsed: d
 
 def test_model_work_runs_in_the_gpu_pool(parsed: dict[str, Any]) -> None:
     tasks = parsed["dags"][RETRAIN]["tasks"]
-    assert {name for name, task in tasks.items() if task["pool"] == "gpu"} == {"tune", "evaluate"}
-    assert {task["pool"] for name, task in tasks.items() if name not in ("tune", "evaluate")} == {"default_pool"}
+    assert {name for name, task in tasks.items() if task["pool"] == "gpu"} == {"tune", "evaluate", "measure"}
+    assert {task["pool"] for name, task in tasks.items() if name not in ("tune", "evaluate", "measure")} == {"default_pool"}
 
 
 @pytest.mark.parametrize("dag", ["ingest", RETRAIN, "rollback"])

@@ -4,6 +4,7 @@ from typing import Any
 
 from retune.records import Trigger
 from retune.tasks import retrain, verdict
+from retune.tasks.measure import measure
 from retune.tasks.resolve import resolve
 
 
@@ -19,5 +20,6 @@ def loop(name: str, run_id: str, answer: dict[str, Any] | None = None, **wanted:
     run = retrain.preprocess(run)
     tuned = [retrain.tune(run, trial) for trial in retrain.plan(run)]
     evaluated = [retrain.evaluate(run, contender) for contender in retrain.select(run, tuned)]
-    decided = verdict.decide(run, evaluated)
-    return verdict.promote(run, evaluated, decided, answer) if decided["verdict"] == "PROMOTE" else decided
+    measured = measure(run, evaluated)
+    decided = verdict.decide(run, evaluated, measured)
+    return verdict.promote(run, evaluated, measured, decided, answer) if decided["verdict"] == "PROMOTE" else decided

@@ -24,6 +24,7 @@ def test_a_summary_is_tuned_judged_and_served(project: Path) -> None:
     from retune.tasks import retrain, verdict
     from retune.tasks.context import Context, read_frame
     from retune.tasks.ingest import ingest
+    from retune.tasks.measure import measure
     from retune.tasks.resolve import resolve
 
     landing = project / ".retune/landing" / NAME
@@ -39,9 +40,10 @@ def test_a_summary_is_tuned_judged_and_served(project: Path) -> None:
         ("candidate", "1: as in the prompt file"),
         ("few_shot", "few-shot baseline"),
     ]
-    decided = verdict.decide(run, evaluated)
+    measured = measure(run, evaluated)
+    decided = verdict.decide(run, evaluated, measured)
     assert decided["verdict"] == "PROMOTE"
-    assert verdict.promote(run, evaluated, decided)["version"] == "2"  # which loads it from MLflow and compares its answers
+    assert verdict.promote(run, evaluated, measured, decided)["version"] == "2"  # which loads it from MLflow and compares its answers
 
     context = Context.of(run)
     candidate = next(item for item in evaluated if item["role"] == "candidate")

@@ -172,6 +172,8 @@ def test_a_restored_stage_names_the_machine_that_executed_it(folder: Path, data:
     restored = workspaces.run("preprocess", prompt(seed=3), workspaces.lineage(data, 0))
     assert (executed.restored, restored.restored) == (False, True)
     assert restored.lineage.machines["preprocess"]["threads"] == executed.lineage.machines["preprocess"]["threads"] == 3
+    assert 0 < executed.lineage.machines["preprocess"]["seconds"] <= executed.seconds
+    assert restored.lineage.machines == executed.lineage.machines, "its seconds too are those of the execution"
 
 
 def test_what_is_known_is_laid_and_nothing_runs(folder: Path, data: str, done: Lineage) -> None:

@@ -12,6 +12,7 @@ from retune.evaluation.metrics import evaluate
 from retune.ledger import Entry
 from retune.policy import Policy
 from retune.promotion import Side, decide, with_answer
+from retune.records import CheckResult, Measured
 from retune.tasks.verdict import look_of, spent_before
 
 LABELS = ["low", "medium", "high"]
@@ -49,8 +50,8 @@ def side(target, prediction, release="a" * 64, channel=None, splits=Splits(), ba
     return Side(evaluate(frame, PROMPT, release, evaluator), frame, splits, base_model)
 
 
-def judge(candidate, champion, policy=POLICY, barred=False, same_release=False, spent=0.0):
-    decision = decide(candidate, champion, policy, LABELS, barred=barred, same_release=same_release, spent=spent)
+def judge(candidate, champion, policy=POLICY, barred=False, same_release=False, spent=0.0, **found):
+    decision = decide(candidate, champion, policy, LABELS, barred=barred, same_release=same_release, spent=spent, **found)
     canonical_json(decision.to_json())  # what the ledger writes: no NaN, plain JSON
     return decision
 
@@ -103,6 +104,9 @@ def test_a_measurably_better_candidate_is_promoted_with_its_gain_first(candidate
         "gain",
         "slices",
         "negative_flips",
+        "checks",
+        "latency",
+        "cost",
     ]
     gain = gate(decision, "gain")
     assert gain["value"] == pytest.approx(0.2)
@@ -302,7 +306,7 @@ def test_every_gate_is_listed_and_rejections_come_first(candidate, champion):
     decision = judge(candidate, moved, policy, barred=True)
     assert decision.verdict == "REJECT"
     assert failed(decision) == ["not_barred", "same_test_rows", "gain", "floors.accuracy"]
-    assert len(decision.gates) == 10
+    assert len(decision.gates) == 13
     assert decision.reasons[0] == "accuracy is 0.9000, which misses its floor: the least allowed is 0.9900."
     assert (
         decision.reasons[-1]
@@ -310,7 +314,42 @@ def test_every_gate_is_listed_and_rejections_come_first(candidate, champion):
     )
 
 
-@pytest.mark.parametrize("name", ["paired_bootstrap", "rows_sha256", "metric_named"])
+MEASURED = Measured(8.0, 10.0, 3000.0, 2560, 1800.0, 2.0)
+PASSED = CheckResult("outage", True, True, "Expected 'high'; got 'high'.")
+CEILINGS = POLICY.model_copy(update={"max_latency_ms": 50.0, "max_latency_ratio": 1.5, "max_cost": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("change", "checks", "verdict", "names"),
+    [
+        ({}, [PASSED], "PROMOTE", []),
+        ({}, [replace(PASSED, passed=False)], "REJECT", ["checks"]),
+        ({}, [replace(PASSED, passed=False, required=False)], "PROMOTE", []),
+        ({}, [], "HOLD", ["checks"]),
+        ({"latency_p95_ms": 51.0}, None, "REJECT", ["latency"]),
+        ({"latency_p95_ms": 15.1}, None, "REJECT", ["latency"]),
+        ({"latency_p95_ms": float("nan")}, None, "HOLD", ["latency"]),
+        ({"cost": 3.01}, None, "REJECT", ["cost"]),
+        ({"cost": None}, None, "HOLD", ["cost"]),
+        ({"tune_seconds": float("nan"), "cost": None}, None, "HOLD", ["cost"]),
+        ({"latency_p95_ms": None}, None, "HOLD", ["latency"]),
+        ({"latency_p95_ms": "fast", "cost": "little"}, None, "HOLD", ["latency", "cost"]),
+    ],
+)
+def test_a_better_candidate_must_pass_its_checks_and_stay_below_the_ceilings(candidate, champion, change, checks, verdict, names):
+    measured = {"candidate": replace(MEASURED, **change), "champion": MEASURED}
+    decision = judge(candidate, champion, CEILINGS, measured=measured, checks=checks)
+    assert (decision.verdict, failed(decision)) == (verdict, names)
+    assert not names or decision.reasons[0] == gate(decision, names[0])["reason"]
+
+
+def test_ceilings_with_nothing_measured_are_held_with_the_way_out(candidate, champion):
+    decision = judge(candidate, champion, CEILINGS)
+    assert (decision.verdict, failed(decision)) == ("HOLD", ["latency", "cost"])
+    assert decision.reasons[0].startswith("latency could not be checked: nothing was measured of the candidate; run task measure again")
+
+
+@pytest.mark.parametrize("name", ["paired_bootstrap", "rows_sha256", "metric_named", "checks_gate", "latency_gate", "cost_gate"])
 def test_an_exception_inside_a_gate_is_a_refusal_with_its_message(candidate, champion, monkeypatch, name):
     def broken(*args):
         raise ZeroDivisionError("the cable is out")

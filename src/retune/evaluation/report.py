@@ -1,20 +1,38 @@
 """A decision as Markdown, for MLflow's run description, the task log and a pull request."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from retune.config import Prompt
 from retune.evaluation.metrics import task_metrics
 from retune.evaluation.roles import CANDIDATE, CHAMPION, ROLE_TITLES
-from retune.records import Decision, Evaluation, Lineage, Trigger
+from retune.records import CheckResult, Decision, Evaluation, Lineage, Measured, Trigger
 
-__all__ = ["decision_markdown", "release_card", "run_note"]
+__all__ = ["MEASURED", "decision_markdown", "release_card", "run_note"]
+
+MEASURED = {
+    "latency_p50_ms": ("prediction, median", "ms, one row at a time"),
+    "latency_p95_ms": ("prediction, 95th percentile", "ms, one row at a time"),
+    "tokens_per_second": ("tokens", "per second, input and output"),
+    "tuned_parameters": ("tuned values", "numbers"),
+    "tune_seconds": ("tuning", "s, on the machine that executed it"),
+    "cost": ("cost of tuning", "at RETUNE_DEVICE_HOUR_PRICE"),
+}
+"""Field of a `Measured` -> its title and unit, in the order of tables."""
 
 
-def decision_markdown(decision: Decision, evaluations: Mapping[str, Evaluation], prompt: Prompt) -> str:
-    """Verdict and reasons first, then metrics by role, gates, labels and slices. Holds no time: the same input gives the same text.
+def decision_markdown(
+    decision: Decision,
+    evaluations: Mapping[str, Evaluation],
+    prompt: Prompt,
+    measured: Mapping[str, Measured] | None = None,
+    checks: Sequence[CheckResult] | None = None,
+) -> str:
+    """Verdict and reasons first, then metrics by role, gates, checks, time and cost, labels and slices. Holds no date: the same input
+    gives the same text.
 
-    `evaluations`: role (`retune.evaluation.roles`) -> evaluation; a role that is absent has no column.
+    `evaluations`: role (`retune.evaluation.roles`) -> evaluation; a role that is absent has no column. `measured`: likewise.
     """
     roles = [role for role in ROLE_TITLES if role in evaluations]
     parts = [
@@ -26,6 +44,10 @@ def decision_markdown(decision: Decision, evaluations: Mapping[str, Evaluation],
         "## Gates",
         _gates(decision.gates),
     ]
+    if checks is not None:
+        parts += ["## Checks", _checks(checks)]
+    if measured:
+        parts += ["## Time and cost", _time_and_cost(measured)]
     if any(evaluations[role].per_class for role in roles):
         parts += ["## F1 by label", _labels(evaluations, roles)]
     if any(evaluations[role].slices for role in roles):
@@ -103,6 +125,20 @@ def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
     return _table(["gate", "outcome", "value", "interval", "threshold", "reason"], rows)
 
 
+def _checks(checks: Sequence[CheckResult]) -> str:
+    rows = []
+    for check in checks:
+        outcome = "passed" if check.passed else "**failed**" if check.required else "failed, reported only"
+        rows.append([_text(check.name), "yes" if check.required else "no", outcome, _text(check.reason)])
+    return _table(["check", "required", "outcome", "reason"], rows)
+
+
+def _time_and_cost(measured: Mapping[str, Measured]) -> str:
+    roles = [role for role in ROLE_TITLES if role in measured]
+    rows = [[title, *(_thousands(getattr(measured[role], name)) for role in roles), unit] for name, (title, unit) in MEASURED.items()]
+    return _table(["figure", *(ROLE_TITLES[role] for role in roles), "unit"], rows)
+
+
 def _labels(evaluations: Mapping[str, Evaluation], roles: Sequence[str]) -> str:
     labels = dict.fromkeys(label for role in roles for label in evaluations[role].per_class)
     rows = []
@@ -149,6 +185,10 @@ def _count(figures: Iterable[Mapping[str, float]]) -> str:
 
 def _number(value: float | None) -> str:
     return "missing" if value is None else f"{value:.4f}"
+
+
+def _thousands(value: float | None) -> str:
+    return "not known" if value is None or not math.isfinite(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _optional(value: float | None) -> str:

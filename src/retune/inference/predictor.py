@@ -57,6 +57,7 @@ class Predictor:
         self.soft_prompt = None if soft is None else soft.detach().to(base.device)
         """[P, H]; None where something else was tuned, or nothing."""
         self._on_base = base.family == "decoder" and (soft is not None or not tensors)
+        self._examples = examples
         self._encoder = Encoder(prompt, base.tokenizer, base.family, examples)
         self._carried = carried(self.base, self._prefix)
         self._labels = self._encoder.labels() if prompt.task == "classification" else []
@@ -90,7 +91,7 @@ class Predictor:
         """The same release behind another template with the same fields."""
         other = copy.copy(self)
         other.prompt = self.prompt.model_copy(update={"template": template})
-        other._encoder = Encoder(other.prompt, self.base.tokenizer, self.base.family)
+        other._encoder = Encoder(other.prompt, self.base.tokenizer, self.base.family, self._examples)
         other._labels = other._encoder.labels() if self._labels else []
         return other
 
@@ -194,6 +195,14 @@ class Predictor:
         (encoded,) = self._encode([row], self.answer_tokens)
         tokens = self.base.embed(torch.tensor(encoded.prompt, dtype=torch.long, device=self.base.device))
         return (tokens if self.soft_prompt is None else torch.cat([self.soft_prompt.to(self.base.dtype), tokens])).cpu()
+
+    def answer(self, row: Mapping[str, Any]) -> str:
+        """The predicted label or text of one row. Raises as `predict` does."""
+        return str(self.predict([row])[PREDICTION].iloc[0])
+
+    def prompt_tokens(self, rows: Rows) -> list[int]:
+        """Tokens of each row's rendered template, [N]; virtual tokens are not among them."""
+        return [len(row.prompt) for row in self._encode(rows, self.answer_tokens)]
 
     @property
     def answer_tokens(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from retune.checks import Checks, read_checks
 from retune.config import Prompt, load_prompt, override, sha256_json
 from retune.errors import BadInputError, ConflictError
 from retune.ledger import Entry, Ledger, decided
@@ -21,7 +22,7 @@ WHY = {"asset_triggered": "new data", "scheduled": "schedule", "manual": "by han
 """Airflow's type of a run, in the words of a list that people read."""
 
 
-def fingerprint(context: Context, lineage: Lineage) -> str:
+def fingerprint(context: Context, lineage: Lineage, checks: Checks | None = None) -> str:
     """Hash of everything that a retrain run's verdict follows from, the champion apart: promotion must not cause the next run."""
     science = (
         "task",
@@ -43,6 +44,7 @@ def fingerprint(context: Context, lineage: Lineage) -> str:
             "data": context.workspaces.data_hash(lineage, context.prompt.name),
             "prompt": {name: fields[name] for name in science},
             "code": context.workspaces.code_hash(context.prompt),
+            **({"checks": checks.model_dump(mode="json")} if checks else {}),
         }
     )
 
@@ -60,12 +62,13 @@ def resolve(
 
     `trigger`: a `Trigger` as JSON. `overrides`: prompt fields to replace. `force`: go through even if the ledger has decided on the same
     inputs. `approval`: ask a person before promotion, whatever the prompt file says. `patch`: write lineage as a git patch.
-    Raises ConfigError on a wrong override, BadInputError when a person asks for a run without data, IntegrityError if somebody moved
-    MLflow's alias to a version that does not verify. Retry: safe.
+    Raises ConfigError on a wrong override or file of checks, BadInputError when a person asks for a run without data, IntegrityError if
+    somebody moved MLflow's alias to a version that does not verify. Retry: safe.
     """
     started_by, overrides = Trigger.from_json(trigger), dict(overrides or {})
     settings = Settings.load()
     prompt = override(load_prompt(settings.prompts / f"{name}.yaml"), overrides)
+    checks = read_checks(settings.prompts, prompt)
     context = Context.load(prompt)
     head = Ledger(context.workspaces.store, "dataset").head()
     rows = head.body["rows"].get(name, 0) if head else 0
@@ -76,7 +79,7 @@ def resolve(
         print(missing)
         return None
     lineage = context.workspaces.lineage(head.body["data"], head.n, overrides)
-    mark = fingerprint(context, lineage)
+    mark = fingerprint(context, lineage, checks)
     entries = context.ledger.entries()
     if not force and (nothing := _nothing_to_do(prompt, started_by, decided(entries, mark), entries, rows)):
         print(nothing)
@@ -95,6 +98,7 @@ def resolve(
     print(f"dataset revision {head.n} ({rows} rows of {name}), champion {champion['release'][:12]} (version {champion['version']})")
     return {
         "prompt": prompt.model_dump(mode="json"),
+        "checks": checks.model_dump(mode="json") if checks else None,
         "lineage": lineage.to_json(),
         "champion": champion,
         "baseline": entries[0].body["champion"],

@@ -17,9 +17,10 @@ from retune.evaluation.roles import CANDIDATE, FEW_SHOT
 from retune.ledger import Entry, standing
 from retune.promotion import Side, with_answer
 from retune.promotion import decide as gate
-from retune.records import Decision, Evaluation, Lineage, Trigger
+from retune.records import CheckResult, Decision, Evaluation, Lineage, Trigger
 from retune.registry import CHAMPION
 from retune.tasks.context import Context, Json, champion_of, read_frame
+from retune.tasks.measure import check_results, measure, measured_of
 from retune.tasks.patch import log_patch
 from retune.tasks.release import read_release_record, register, smoke_test
 from retune.tasks.retrain import evaluate_champion
@@ -32,7 +33,7 @@ ATTEMPTS = 5
 """How often a lost race for the ledger's head is decided again."""
 
 
-def decide(run: Json, evaluated: list[Json]) -> Json:
+def decide(run: Json, evaluated: list[Json], measured: Json) -> Json:
     """The verdict of the gate, its evidence in MLflow, and for HOLD and REJECT the ledger entry.
 
     Raises ConflictError if other runs keep changing the champion. Retry: a decision already in the ledger is returned, not doubled.
@@ -45,7 +46,7 @@ def decide(run: Json, evaluated: list[Json]) -> Json:
             entries = context.ledger.entries()
             if earlier := _recorded(entries, run):
                 return {"verdict": earlier.body["decision"]["verdict"], "entry": earlier.n, "ask": False, "links": links}
-            judged = _judge(context, run, evaluated, entries)
+            judged = _judge(context, run, evaluated, measured, entries)
             if run["patch"]:
                 log_patch(context, run_id, Lineage.from_json(judged["lineage"]))
             summary = _show(context, run, judged)
@@ -67,7 +68,7 @@ def decide(run: Json, evaluated: list[Json]) -> Json:
     raise ConflictError(f"the ledger of {context.prompt.name} changed {ATTEMPTS} times while this run decided; run it again")
 
 
-def promote(run: Json, evaluated: list[Json], decided: Json, answer: Json | None = None) -> Json:
+def promote(run: Json, evaluated: list[Json], measured: Json, decided: Json, answer: Json | None = None) -> Json:
     """Registers the candidate, appends to the ledger, points the aliases at it, reads all of it back and predicts with it.
 
     `answer`: what the person said, where the run asked one; anything but an approval is entered as a HOLD. If another run has changed the
@@ -96,7 +97,7 @@ def promote(run: Json, evaluated: list[Json], decided: Json, answer: Json | None
                     changed = f"The champion is version {champion['version']} by now, which is not what was asked about; run again."
                     judged = _answered(context, run, judged, False, changed)
                 else:
-                    judged = _judge(context, run, evaluated, entries)
+                    judged = _judge(context, run, evaluated, measured, entries)
                     if judged["decision"]["ask"]:
                         judged = _answered(context, run, judged, False, "This must be approved, and nobody was asked; run again.")
                     _show(context, run, judged)
@@ -173,7 +174,7 @@ def _candidate(evaluated: list[Json]) -> Json:
     return next(e for e in evaluated if e["role"] == "candidate")
 
 
-def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Entry]) -> Json:
+def _judge(context: Context, run: Json, evaluated: list[Json], measured: Json, entries: list[Entry]) -> Json:
     """Runs the gate against the ledger's champion of this moment; returns the body of the entry to come."""
     current = champion_of(entries)
     candidate = _candidate(evaluated)
@@ -181,6 +182,9 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
     champion = by_release.get(current["release"]) or evaluate_champion(run, current)
     baseline = by_release.get(run["baseline"]["release"], champion)
     few_shot = {FEW_SHOT: by_release[candidate["few_shot"]]} if candidate["few_shot"] else {}
+    if measured["champion"] != champion["release"]:
+        measured = measure(run, evaluated, champion)
+    checks = check_results(run, measured)
     policy = context.prompt.promote
     ours = _side(context, candidate)
     look = look_of(ours, champion["release"], context.prompt)
@@ -192,6 +196,8 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
         barred=candidate["release"] in standing(entries).barred,
         same_release=candidate["release"] == champion["release"],
         spent=spent_before(entries, look),
+        measured=measured_of(measured),
+        checks=checks,
     )
     return {
         "decision": decision.to_json(),
@@ -215,6 +221,8 @@ def _judge(context: Context, run: Json, evaluated: list[Json], entries: list[Ent
             "champion": champion["evaluation"],
             "candidate": candidate["evaluation"],
         },
+        "measured": measured["measured"],
+        "checks": None if checks is None else [result.to_json() for result in checks],
         "champion": current,
         "look": None if candidate["release"] == champion["release"] else look,
     }
@@ -307,14 +315,20 @@ def _show(context: Context, run: Json, judged: Json) -> str:
         f"{kind}/{name}": found[kind] for name, found in sets.items() for kind in (prompt.promote.metric, "changed") if kind in found
     }
     figures |= {name: decision.comparison[name] for name in ("gain", "low", "high")} if decision.comparison else {}
+    figures |= {
+        f"{role}_{name}": value for role, record in judged["measured"].items() for name, value in record.items() if value is not None
+    }
     context.tracker.metrics(run_id, {name: value for name, value in figures.items() if math.isfinite(value)})
     trial = judged["candidate"]["trial"]
     tuned = override(prompt, trial["overrides"]).tune.model_dump(mode="json")
     context.tracker.params(run_id, {"candidate_trial": trial["name"], "tune": tuned, "rows": run["rows"]})
-    markdown = decision_markdown(decision, evaluations, prompt)
+    checks = None if judged["checks"] is None else [CheckResult.from_json(result) for result in judged["checks"]]
+    markdown = decision_markdown(decision, evaluations, prompt, measured_of(judged), checks)
     print(markdown)
     context.tracker.text(run_id, markdown, REPORT)
     context.tracker.json(run_id, decision.to_json(), "decision/decision.json")
+    if judged["checks"] is not None:
+        context.tracker.json(run_id, {"checks": judged["checks"]}, "decision/checks.json")
     predictions = read_frame(context, Lineage.from_json(judged["lineage"]), f"artifacts/{prompt.name}/predictions.parquet")
     context.tracker.table(run_id, predictions, "predictions.json")
     with tempfile.TemporaryDirectory(prefix="retune-plots-") as scratch:

@@ -2,7 +2,7 @@ import pytest
 
 from retune.evaluation.metrics import evaluate
 from retune.evaluation.report import decision_markdown
-from retune.records import Decision, Gate
+from retune.records import CheckResult, Decision, Gate, Measured
 
 GATES = [
     Gate("same_test_rows", True, "Both releases were measured on the same 4 test rows by the same code.").to_json(),
@@ -63,3 +63,28 @@ def test_a_generation_prompt_without_champion_or_slices_is_reported(make_prompt,
     assert "sacreBLEU: bleu `nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:" in report
     assert "by slice" not in report
     assert "by label" not in report
+
+
+def test_checks_and_what_was_measured_are_told_where_there_are_any(evaluations, make_prompt):
+    decision = Decision("HOLD", ["Not better."], GATES, None)
+    checks = [
+        CheckResult("an outage | is high", True, False, "Expected 'high'; got 'low'."),
+        CheckResult("capitals", False, False, "Expected 'low'; got 'high'."),
+        CheckResult("calm", True, True, "Expected 'low'; got 'low'."),
+    ]
+    measured = {
+        "candidate": Measured(8.25, 12.5, 3456.7, 2560, float("nan"), None),
+        "champion": Measured(8.0, 11.0, 3500.2, 0, 1.5, 0.0021),
+    }
+    report = decision_markdown(decision, evaluations, make_prompt(), measured, checks)
+    assert "| an outage \\| is high | yes | **failed** | Expected 'high'; got 'low'. |" in report
+    assert "| capitals | no | failed, reported only | Expected 'low'; got 'high'. |" in report
+    assert "| calm | yes | passed | Expected 'low'; got 'low'. |" in report
+    assert "| figure | champion | candidate | unit |" in report
+    assert "| prediction, 95th percentile | 11 | 12.5 | ms, one row at a time |" in report
+    assert "| tokens | 3,500 | 3,457 | per second, input and output |" in report
+    assert "| tuning | 1.5 | not known | s, on the machine that executed it |" in report
+    assert "| cost of tuning | 0.0021 | not known | at RETUNE_DEVICE_HOUR_PRICE |" in report
+    plain = decision_markdown(decision, evaluations, make_prompt())
+    assert "## Checks" not in plain
+    assert "## Time and cost" not in plain

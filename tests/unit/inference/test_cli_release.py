@@ -1,9 +1,11 @@
-"""`retune explain` and `retune export` on a recorded release: a folder store, a tiny base model, an MLflow database, no stack."""
+"""`retune check`, `explain` and `export` on a recorded release: a folder store, a tiny base model, an MLflow database, no stack."""
 
-import io
+import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,12 +15,11 @@ from typer.testing import CliRunner
 
 from retune.cli import app
 from retune.config import load_prompt, override
-from retune.dvc_files import EMPTY_DATA, REMOTE, entry, listing, lock_text, md5_of, object_name
+from retune.inference.predictor import Predictor
 from retune.inference.release import write_release
 from retune.ledger import Ledger
-from retune.records import Lineage
 from retune.settings import Settings
-from retune.store import Store, open_store
+from retune.store import open_store
 from retune.tracking import Tracker
 
 ROWS = tiny.make_rows(30)
@@ -32,21 +33,6 @@ class Released:
     template: str
     champion: str
     held: str
-
-
-def lineage(store: Store, release: Path, validation: pd.DataFrame) -> Lineage:
-    """What the stages would have left of a release and its validation split, in the store."""
-    stream = io.BytesIO()
-    validation.to_parquet(stream, index=False)
-    contents = {path.relative_to(release).as_posix(): path.read_bytes() for path in release.rglob("*") if path.is_file()}
-    folder = listing({name: md5_of(content) for name, content in contents.items()})
-    md5 = f"{md5_of(folder)}.dir"
-    store.put(f"{REMOTE}/{object_name(md5)}", folder)
-    for content in (*contents.values(), stream.getvalue()):
-        store.put(f"{REMOTE}/{object_name(md5_of(content))}", content)
-    out = {"path": "artifacts/p/release", "hash": "md5", "md5": md5}
-    split = entry("artifacts/p/dataset/validation.parquet", stream.getvalue())
-    return Lineage(EMPTY_DATA, lock_text({"preprocess@p": {"outs": [split]}, "tune@p": {"outs": [out]}}), {}, "", False, "")
 
 
 @pytest.fixture
@@ -70,7 +56,7 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Released:
         folder = tmp_path / f"releases/{number}"
         tensors = {} if seed is None else tiny.tuned(tiny.make_soft_prompt(base, seed=seed))
         ids.append(write_release(folder, made.released(), tensors, base, {}))
-        bodies.append(lineage(store, folder, validation if seed != 2 else validation.head(0)).to_json())
+        bodies.append(tiny.lineage(store, folder, validation=validation if seed != 2 else validation.head(0)).to_json())
     records = [{"release": release, "version": str(number + 1), "metrics": {}} for number, release in enumerate(ids)]
     head = ledger.append("found", "t", "alone", {"champion": records[0], "lineage": bodies[0]}, None)
     head = ledger.append("promote", "t", "better", {"champion": records[1], "candidate": records[1], "lineage": bodies[1]}, head)
@@ -172,3 +158,83 @@ def test_export_writes_a_new_folder_and_says_where(released):
     elsewhere = call("export", "p", "--to", "out/here", "--release", released.held)
     assert "wrote out/here: 4 virtual tokens of 32 numbers" in elsewhere.stdout
     assert "out/here/README.md shows how" in elsewhere.stdout
+
+
+def write_checks(released: Released, *checks: dict[str, Any]) -> None:
+    (released.project / "prompts/p.checks.yaml").write_text(yaml.safe_dump({"checks": list(checks)}), "utf-8")
+
+
+def answer(released: Released, release: str, text: str) -> str:
+    """What a release says by itself, without the command under test."""
+    folder = next(folder for folder in (released.project / "releases").iterdir() if sha256(folder / "manifest.json") == release)
+    return Predictor.load(folder, project=released.project).predict([{"text": text}])["prediction"].iloc[0]
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_check_passes_with_what_the_release_says_and_reports_what_is_not_required(released):
+    said = answer(released, released.champion, "router broken")
+    (other,) = {"low", "high"} - {said} if said != "medium" else {"low"}
+    write_checks(
+        released,
+        {"name": "router", "input": {"text": "router broken"}, "equals": said, "latency_under": 60_000},
+        {"input": {"text": "router broken"}, "equals": other, "required": False},
+    )
+    result = call("check", "p", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["prompt"], found["release"], found["passed"]) == ("p", released.champion, True)
+    assert [(check["name"], check["required"], check["passed"]) for check in found["checks"]] == [
+        ("router", True, True),
+        ("check 2", False, False),
+    ]
+    assert found["checks"][1]["reason"] == f"Expected {other!r}; got {said!r}."
+    table = call("check", "p")
+    assert table.exit_code == 0
+    assert f"p, release {released.champion[:12]}, " in table.stdout
+    assert f"check 2  no        failed   Expected {other!r}; got {said!r}." in table.stdout
+
+
+def test_a_required_check_that_fails_is_exit_code_1(released, tmp_path):
+    write_checks(released, {"input": {"text": "router broken"}, "same_as": {"text": "router broken"}})
+    assert call("check", "p").exit_code == 0
+    said = answer(released, released.champion, "router broken")
+    wrong = {"checks": [{"input": {"text": "router broken"}, "differs_from": {"text": "router broken"}}]}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(wrong), "utf-8")
+    result = call("check", "p", "--file", str(tmp_path / "other.yaml"), "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["passed"] is False
+    assert f"Expected something else than 'router broken' gets, {said!r}; got {said!r}." in result.stdout
+
+
+def test_check_takes_a_release_by_id_version_or_as_the_previous_one(released):
+    write_checks(released, {"input": {"text": "a"}, "one_of": ["low", "medium", "high"]})
+    for name, release in (
+        ("2", released.champion),
+        ("previous", released.template),
+        (released.held[:12], released.held),
+    ):
+        result = call("check", "p", "--release", name, "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["release"] == release
+
+
+def test_a_prompt_that_never_changed_has_no_previous_release(tmp_path, released):
+    write_checks(released, {"input": {"text": "a"}, "equals": "low"})
+    shutil.rmtree(tmp_path / ".retune/store/ledger")
+    result = call("check", "p", "--release", "previous")
+    assert (result.exit_code, "p has had one champion only, or none" in result.output) == (1, True)
+    result = call("check", "p")
+    assert (result.exit_code, "the ledger of p is empty: nothing was released yet" in result.output) == (1, True)
+
+
+def test_a_wrong_file_of_checks_is_exit_code_2_before_anything_is_loaded(released):
+    result = call("check", "p")
+    assert (result.exit_code, "no checks can be read from" in result.output) == (2, True)
+    write_checks(released, {"name": "outage", "input": {"text": "a"}, "equals": "urgent"})
+    result = call("check", "p")
+    assert result.exit_code == 2
+    assert "outage: equals: must be among the labels low, medium, high, got 'urgent'" in result.output
+    assert call("check", "unknown").exit_code == 2

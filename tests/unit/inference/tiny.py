@@ -1,6 +1,7 @@
 """Tiny random models with sharp weights, a tokenizer with byte fallback, prompts and rows: enough to tell right from almost right."""
 
 import hashlib
+import io
 import json
 import random
 from collections.abc import Sequence
@@ -8,13 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from retune.config import Prompt, canonical_json
+from retune.dvc_files import EMPTY_DATA, REMOTE, entry, listing, lock_text, md5_of, object_name
 from retune.inference.base_model import ARCHITECTURES, BaseModel, Family, load_base
 from retune.inference.inputs import EncodedRow
+from retune.records import Lineage
+from retune.store import Store
 
 PAD, EOS, BOS = "<pad>", "<eos>", "<bos>"
 SHA = "0" * 64
@@ -165,3 +170,21 @@ def padded(rows: Sequence[EncodedRow], side: Literal["left", "right"]) -> Any:
         batch.mask.append([0] * before + [1] * len(row) + [0] * after)
         batch.labels.append([-100] * (before + len(row.prompt)) + [*row.answer] + [-100] * after)
     return SimpleNamespace(**{name: torch.tensor(value) for name, value in vars(batch).items()})
+
+
+def lineage(store: Store, release: Path, **tables: pd.DataFrame) -> Lineage:
+    """What the stages of prompt p would have left of a release and the tables of its dataset, in the store."""
+    contents = {path.relative_to(release).as_posix(): path.read_bytes() for path in release.rglob("*") if path.is_file()}
+    folder = listing({name: md5_of(content) for name, content in contents.items()})
+    md5 = f"{md5_of(folder)}.dir"
+    store.put(f"{REMOTE}/{object_name(md5)}", folder)
+    outs = []
+    for name, table in tables.items():
+        stream = io.BytesIO()
+        table.to_parquet(stream, index=False)
+        outs.append(entry(f"artifacts/p/dataset/{name}.parquet", stream.getvalue()))
+        store.put(f"{REMOTE}/{object_name(md5_of(stream.getvalue()))}", stream.getvalue())
+    for content in contents.values():
+        store.put(f"{REMOTE}/{object_name(md5_of(content))}", content)
+    out = {"path": "artifacts/p/release", "hash": "md5", "md5": md5}
+    return Lineage(EMPTY_DATA, lock_text({"preprocess@p": {"outs": outs}, "tune@p": {"outs": [out]}}), {}, "", False, "")
