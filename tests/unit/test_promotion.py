@@ -349,13 +349,16 @@ def test_ceilings_with_nothing_measured_are_held_with_the_way_out(candidate, cha
     assert decision.reasons[0].startswith("latency could not be checked: nothing was measured of the candidate; run task measure again")
 
 
-@pytest.mark.parametrize("name", ["paired_bootstrap", "rows_sha256", "metric_named", "checks_gate", "latency_gate", "cost_gate"])
+IN_GATES = ["paired_bootstrap", "rows_sha256", "metric_named", "slices", "negative_flips", "checks_gate", "latency_gate", "cost_gate"]
+
+
+@pytest.mark.parametrize("name", IN_GATES)
 def test_an_exception_inside_a_gate_is_a_refusal_with_its_message(candidate, champion, monkeypatch, name):
     def broken(*args):
         raise ZeroDivisionError("the cable is out")
 
     monkeypatch.setattr(promotion, name, broken)
-    decision = judge(candidate, champion)
+    decision = judge(candidate, champion, POLICY.model_copy(update={"floors": {"accuracy": 0.5}}))
     assert decision.verdict == "HOLD"
     assert any("could not be checked: ZeroDivisionError: the cable is out." in reason for reason in decision.reasons)
 
