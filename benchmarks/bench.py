@@ -24,6 +24,7 @@ PARTS = {
     "memory": ("memory", "measure", "peak memory of a training step"),
     "inference": ("inference_speed", "measure", "label scores, generation, reuse of the prefix"),
     "convergence": ("convergence", "measure", "seconds to a validation loss on an example prompt"),
+    "gate": ("gate", "measure", "paired bootstrap of BLEU and ROUGE-L against each resample scored anew"),
     "preprocess": ("preprocess_stage", "measure", "stage preprocess executed against restored"),
     "loop": ("loop", "measure", "what a run costs when nothing is new"),
     "clinc150": ("clinc150", "measure", "a real encoder on real text"),

@@ -5,7 +5,19 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from retune import cli_check, cli_explain, cli_export, cli_lineage, cli_new, cli_read, cli_rollback, cli_run, cli_simulate, cli_stack
+from retune import (
+    cli_audit,
+    cli_check,
+    cli_explain,
+    cli_export,
+    cli_lineage,
+    cli_new,
+    cli_read,
+    cli_rollback,
+    cli_run,
+    cli_simulate,
+    cli_stack,
+)
 from retune.errors import ConfigError, RetuneError
 
 __all__ = ["app"]
@@ -52,6 +64,10 @@ app.command(
 app.command(epilog="Example: [bold]retune land ticket_priority exports/2026-05.csv[/]   Then: [bold]retune run ingest[/]")(cli_run.land)
 app.command(epilog="Example: [bold]retune releases ticket_priority --json[/]")(cli_read.releases)
 app.command(epilog="Examples: [bold]retune ledger ticket_priority --verify[/], [bold]retune ledger dataset[/]")(cli_read.ledger)
+app.command(
+    epilog="Examples: [bold]retune audit ticket_priority --out history.html[/], "
+    "[bold]retune audit ticket_priority --json | jq .verified[/]   Exit code 1: the record does not verify."
+)(cli_audit.audit)
 app.command(
     epilog="Examples: [bold]retune rollback ticket_priority --reason 'answers are worse since noon'[/], "
     "[bold]retune rollback ticket_priority --to 3 --reason 'known good'[/]"

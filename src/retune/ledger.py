@@ -19,7 +19,7 @@ from retune.config import canonical_json
 from retune.errors import ConfigError, ConflictError, IntegrityError
 from retune.store import Store, StoreKeyError
 
-__all__ = ["Entry", "Ledger", "Standing", "decided", "standing"]
+__all__ = ["Entry", "Ledger", "Standing", "decided", "looks_before", "spent_before", "standing"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*)*")
 _ENTRY = re.compile(r"\d{8}\.json")
@@ -61,12 +61,25 @@ class Ledger:
 
         Raises IntegrityError naming the first entry that is missing, damaged or not the one that its successor recorded.
         """
+        entries, broken = self.survey()
+        if broken:
+            raise IntegrityError(broken[min(broken)])
+        return entries
+
+    def survey(self) -> tuple[list[Entry], dict[int, str]]:
+        """Every entry that can be read, first to last, and what is wrong with each at which the chain does not hold, by number."""
         last = self._last()
         with ThreadPoolExecutor(_READERS) as readers:
-            entries = list(readers.map(self._read, range(last + 1)))
+            found = list(readers.map(self._tried, range(last + 1)))
+        entries = [each for each in found if isinstance(each, Entry)]
+        broken = {n: str(each) for n, each in enumerate(found) if isinstance(each, IntegrityError)}
         for before, entry in itertools.pairwise(entries):
-            self._follows(entry, before)
-        return entries
+            if before.n == entry.n - 1:
+                try:
+                    self._follows(entry, before)
+                except IntegrityError as error:
+                    broken[before.n] = str(error)
+        return entries, broken
 
     def head(self) -> Entry | None:
         """The last entry, verified against the one before it; None for an empty ledger. A listing and two small reads.
@@ -136,6 +149,12 @@ class Ledger:
         except StoreKeyError:
             raise IntegrityError(f"{self._where(n)} is missing; restore it from a backup of {self._store.url}") from None
         return self._parse(n, data)
+
+    def _tried(self, n: int) -> Entry | IntegrityError:
+        try:
+            return self._read(n)
+        except IntegrityError as error:
+            return error
 
     def _parse(self, n: int, data: bytes) -> Entry:
         try:
@@ -217,3 +236,18 @@ def decided(entries: Iterable[Entry], fingerprint: str) -> Entry | None:
     """The latest promotion, hold or rejection of a run with this fingerprint."""
     found = (entry for entry in reversed(list(entries)) if entry.kind in _DECISIONS)
     return next((entry for entry in found if entry.body.get("fingerprint") == fingerprint), None)
+
+
+def looks_before(entries: Iterable[Entry], look: Mapping[str, Any]) -> dict[str, float]:
+    """Other comparisons on the test split of a decision's `look`, and the chance of luck that each has taken: the most it was given."""
+    taken: dict[str, float] = {}
+    for entry in entries:
+        other = entry.body.get("look")
+        if other and other["split"] == look["split"] and other["comparison"] != look["comparison"]:
+            taken[other["comparison"]] = max(other["takes"], taken.get(other["comparison"], 0.0))
+    return taken
+
+
+def spent_before(entries: Iterable[Entry], look: Mapping[str, Any]) -> float:
+    """Chance of luck that the ledger's other comparisons on the same test split have taken together."""
+    return sum(looks_before(entries, look).values())

@@ -18,7 +18,7 @@ from retune.store import open_store
 
 COMMANDS = (
     *("up", "down", "status", "new", "run", "land", "releases", "ledger", "rollback", "unbar", "predict"),
-    *("check", "checkout", "reproduce", "explain", "export", "doctor"),
+    *("audit", "check", "checkout", "reproduce", "explain", "export", "doctor"),
 )
 PROMPT = """
 name: p
@@ -169,6 +169,9 @@ def test_people_get_tables(decided):
         (("explain", "p"), 1, "nothing was released"),
         (("explain", "p", "--rows", "0"), 2, "--rows"),
         (("export", "unknown"), 2, "no prompt file"),
+        (("audit", "unknown"), 2, "no prompt file"),
+        (("audit", "p"), 1, "nothing was released"),
+        (("audit", "p", "--out", "history.txt"), 2, "must end in .html or .md"),
         (("new", "p", "--from", "none.csv"), 2, "--force"),
         (("new", "q", "--from", "none.csv"), 1, "no such file"),
         (("nonsense",), 2, ""),

@@ -190,6 +190,23 @@ def test_a_changed_value_is_found_by_the_entry_after_it(tmp_path: Path) -> None:
         ledger.head()
 
 
+def test_a_survey_brings_what_can_be_read_and_says_what_cannot(tmp_path: Path) -> None:
+    ledger = filled(tmp_path, 6)
+    assert ledger.survey() == (ledger.entries(), {})
+    path(tmp_path, 1).write_bytes(path(tmp_path, 1).read_bytes().replace(b'"release":"r1"', b'"release":"r9"'))
+    path(tmp_path, 3).unlink()
+    path(tmp_path, 5).write_bytes(b"{")
+    entries, broken = ledger.survey()
+    assert [entry.n for entry in entries] == [0, 1, 2, 4]
+    assert [(n, words) for n, text in sorted(broken.items()) for words in ("was changed", "is missing", "is damaged") if words in text] == [
+        (1, "was changed"),
+        (3, "is missing"),
+        (5, "is damaged"),
+    ]
+    with pytest.raises(IntegrityError, match=r"entry 1 .* was changed"):
+        ledger.entries()
+
+
 def test_an_entry_at_anothers_place_is_found(tmp_path: Path) -> None:
     ledger = filled(tmp_path, 3)
     path(tmp_path, 3).write_bytes(path(tmp_path, 2).read_bytes())

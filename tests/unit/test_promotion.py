@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from retune import promotion
 from retune.config import Prompt, Splits, canonical_json
 from retune.evaluation.metrics import evaluate
-from retune.ledger import Entry
+from retune.ledger import Entry, spent_before
 from retune.policy import Policy
 from retune.promotion import Side, decide, with_answer
 from retune.records import CheckResult, Measured
-from retune.tasks.verdict import look_of, spent_before
+from retune.tasks.verdict import look_of
 
 LABELS = ["low", "medium", "high"]
 PROMPT = Prompt.model_validate(

@@ -14,7 +14,7 @@ from retune.evaluation.metrics import confusion
 from retune.evaluation.plots import confusion_figure, per_class_figure, render, slices_figure
 from retune.evaluation.report import decision_markdown, release_card, run_note
 from retune.evaluation.roles import CANDIDATE, FEW_SHOT
-from retune.ledger import Entry, standing
+from retune.ledger import Entry, spent_before, standing
 from retune.promotion import Side, with_answer
 from retune.promotion import decide as gate
 from retune.records import CheckResult, Decision, Evaluation, Lineage, Trigger
@@ -25,7 +25,7 @@ from retune.tasks.patch import log_patch
 from retune.tasks.release import read_release_record, register, smoke_test
 from retune.tasks.retrain import evaluate_champion
 
-__all__ = ["decide", "look_of", "promote", "spent_before"]
+__all__ = ["decide", "look_of", "promote"]
 
 REPORT = "decision/decision.md"
 """Artifact of a DAG run's MLflow run: verdict, metrics, gates and slices to read."""
@@ -240,16 +240,6 @@ def look_of(candidate: Side, champion: str, prompt: Prompt) -> Json:
         "comparison": sha256_json([found.release, champion, found.test_sha256, found.evaluator, policy.metric]),
         "takes": 1 - policy.look_confidence,
     }
-
-
-def spent_before(entries: list[Entry], look: Json) -> float:
-    """Chance of luck that the ledger's other comparisons on the same test split have taken, each at the most it was given."""
-    taken: dict[str, float] = {}
-    for entry in entries:
-        other = entry.body.get("look")
-        if other and other["split"] == look["split"] and other["comparison"] != look["comparison"]:
-            taken[other["comparison"]] = max(other["takes"], taken.get(other["comparison"], 0.0))
-    return sum(taken.values())
 
 
 def _side(context: Context, contender: Json) -> Side:
