@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from retune.cli import app
 from retune.config import load_prompt, override
+from retune.inference.base_model import load_base
+from retune.inference.examples import example_rows
 from retune.inference.predictor import Predictor
 from retune.inference.release import write_release
 from retune.ledger import Ledger
@@ -119,6 +121,22 @@ def test_the_template_alone_has_nothing_that_was_tuned(released, command):
     assert result.exit_code == 1
     assert f"release {released.template[:12]} of p has tune.method: none, the template alone: nothing was tuned" in result.output
     assert "name a release with a soft prompt with --release, see `retune releases p`" in result.output
+
+
+@pytest.mark.parametrize("command", ["explain", "export"])
+def test_a_few_shot_release_has_no_soft_prompt(released, command):
+    prompt = override(load_prompt(released.project / "prompts/p.yaml"), {"tune.method": "few_shot"}).released()
+    folder, store = released.project / "releases/few", open_store(Settings.load())
+    release = write_release(folder, prompt, {}, load_base(released.project / "models/tiny"), {}, example_rows(prompt, ROWS))
+    body = {
+        "candidate": {"release": release, "version": None},
+        "lineage": tiny.lineage(store, folder, validation=pd.DataFrame(ROWS)).to_json(),
+    }
+    ledger = Ledger(store, "p")
+    ledger.append("hold", "t", "no gain", {**ledger.head().body, **body}, ledger.head())
+    result = call(command, "p", "--release", release[:12])
+    assert result.exit_code == 1
+    assert f"release {release[:12]} of p has tune.method: few_shot, which tunes no soft prompt; name a release with a soft" in result.output
 
 
 @pytest.mark.parametrize("command", ["explain", "export"])
