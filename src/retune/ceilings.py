@@ -19,7 +19,7 @@ def checks_gate(checks: Sequence[CheckResult] | None) -> Gate:
     if checks is None:
         return Gate("checks", True, "The prompt has no file of checks.", on_fail="REJECT")
     if not checks:
-        return Gate("checks", False, "The prompt has a file of checks, but none of them was run on the candidate. Run task measure again.")
+        return Gate("checks", False, "The prompt has checks, but not all of them were run on the candidate. Run task measure again.")
     required = [check for check in checks if check.required]
     failed = [check for check in required if check.passed is not True]
     reported = sum(check.passed is not True for check in checks) - len(failed)

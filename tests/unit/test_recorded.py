@@ -7,7 +7,7 @@ import pytest
 
 from retune.errors import BadInputError, IntegrityError
 from retune.ledger import Ledger
-from retune.recorded import champion, find
+from retune.recorded import champion, find, named
 from retune.records import Lineage
 from retune.store import Store, open_store
 
@@ -49,3 +49,20 @@ def test_a_champion_without_lineage_is_an_error(tmp_path: Path) -> None:
     Ledger(store, "p").append("found", "t", "alone", {"champion": {"release": "a"}}, None)
     with pytest.raises(IntegrityError, match="champion a"):
         champion(store, "p")
+
+
+def test_a_release_is_named_by_version_as_the_previous_one_or_by_its_id(tmp_path: Path) -> None:
+    """Release 2f has version 1: an exact version comes before the beginning of an id."""
+    store = open_store(tmp_path)
+    ledger = Ledger(store, "p")
+    template, tuned = {"release": "2f", "version": "1"}, {"release": "1e", "version": "2"}
+    head = ledger.append("found", "t", "alone", {"champion": template, "lineage": lineage(0)}, None)
+    with pytest.raises(BadInputError, match="p has had one champion only, or none"):
+        named(store, "p", "previous")
+    head = ledger.append("promote", "t", "better", {"champion": tuned, "candidate": tuned, "lineage": lineage(1)}, head)
+    held = {"release": "3d", "version": None}
+    ledger.append("hold", "t", "no gain", {"champion": tuned, "candidate": held, "lineage": lineage(2)}, head)
+    names = {"previous": "2f", "1": "2f", "2": "1e", "2f": "2f", "3": "3d", None: "1e"}
+    assert {name: named(store, "p", name).release for name in names} == names
+    with pytest.raises(BadInputError, match="'None' begins 0 releases of p"):
+        named(store, "p", "None")

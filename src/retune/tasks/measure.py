@@ -57,10 +57,11 @@ def measured_of(found: Json) -> dict[str, Measured]:
 
 
 def check_results(run: Json, found: Json) -> list[CheckResult] | None:
-    """What `measure` found of each check: none of them where the run has checks that were not run; None where it has no checks."""
+    """What `measure` found of each check of the run: nothing where one was not run; None where the run has no checks."""
     if run["checks"] is None:
         return None
-    return [CheckResult.from_json(result) for result in found["checks"] or []]
+    results = [CheckResult.from_json(result) for result in found["checks"] or []]
+    return results if [result.name for result in results] == [check["name"] for check in run["checks"]["checks"]] else []
 
 
 def _in_a_process(context: Context, run: Json, sides: dict[str, Json]) -> Json:

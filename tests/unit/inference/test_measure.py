@@ -107,6 +107,8 @@ def test_a_candidate_that_is_the_champion_is_measured_once_and_without_checks_or
     assert known.cost is None
     assert check_results(same, found) is None
     assert check_results(run, found) == [], "the run has checks, and none was run"
+    one = {"name": "a label", "required": True, "passed": True, "reason": ""}
+    assert check_results(run, {**found, "checks": [one]}) == [], "one of two"
 
 
 def test_a_release_that_is_not_the_recorded_one_is_not_measured(run: dict[str, Any]) -> None:
