@@ -110,17 +110,75 @@ def test_each_resample_is_scored_as_a_corpus_of_its_own(texts, metric, monkeypat
     assert (found.low, found.high) == pytest.approx((gains[3], gains[36]), abs=1e-9)
 
 
-def test_metrics_equal_the_libraries_on_real_references():
-    """Each of 600 inputs is answered with its last reference, and scored against the others."""
+def test_bleu_by_hand(make_texts):
+    """Row 1: 6 words, of which 5 match (`the` twice), 3 of 5 pairs, 1 of 4 triples (`on the mat`), 0 of 3 runs of four.
+
+    Alone: the order without a match counts 1/2, so 1/2 of 3: (5/6 * 3/5 * 1/4 * 1/6) = 1/48. The lengths are equal: no penalty.
+    Row 2: all 4 words, 3 pairs, 2 triples and 1 run of four match; of its references the one of 5 words is closest in length.
+    Together: 9/10, 6/8, 3/6, 1/4, and 10 words where the references have 11.
+    """
+    first, second = (["the cat sat on the mat"], [["the cat is on the mat"]]), (["a b c d"], [["a b c d e", "x"]])
+    assert aggregate(make_texts(*first), "bleu") == pytest.approx(100 * (1 / 48) ** (1 / 4), abs=1e-9)
+    together = aggregate(make_texts(*(one + other for one, other in zip(first, second, strict=True))), "bleu")
+    assert together == pytest.approx(100 * math.exp(1 - 11 / 10) * (9 / 10 * 6 / 8 * 3 / 6 * 1 / 4) ** (1 / 4), abs=1e-9)
+
+
+def test_chrf_by_hand(make_texts):
+    """Letters and runs of them, the mean over the orders that both sides have, recall weighing twice: 5 P R / (4 P + R).
+
+    Row 1, `ab` for `abd`: letters 2 of 2 and of 3, pairs 1 of 1 and of 2, no triple on one side. P = 1, R = (2/3 + 1/2) / 2 = 7/12.
+    Row 2, `abc` for `abd` rather than `xyz`: letters 2 of 3, pairs 1 of 2, triples 0 of 1, on both sides.
+    Together: 4 of 5 and of 6, 2 of 3 and of 4, 0 of 1 and of 2. P = (4/5 + 2/3) / 3 = 22/45, R = (2/3 + 1/2) / 3 = 7/18.
+    """
+    assert aggregate(make_texts(["ab"], [["abd"]]), "chrf") == pytest.approx(100 * 7 / 11, abs=1e-9)
+    precision, recall = 22 / 45, 7 / 18
+    together = aggregate(make_texts(["ab", "abc"], [["abd"], ["xyz", "abd"]]), "chrf")
+    assert together == pytest.approx(100 * 5 * precision * recall / (4 * precision + recall), abs=1e-9)
+
+
+def test_rouge_of_several_rows_by_hand(make_texts):
+    """Row 1, `a b c`: for `a b` 2 words, 1 pair and a subsequence of 2, F 4/5, 2/3, 4/5; for `c b a x` 3, 0 and 1, F 6/7, 0, 2/7.
+
+    Row 2: nothing.
+    """
+    found = aggregate_metrics(make_texts(["a b c", "x"], [["a b", "c b a x"], ["y"]]), [])
+    assert (found["rouge1"], found["rouge2"], found["rougeL"]) == pytest.approx((6 / 7 / 2, 2 / 3 / 2, 4 / 5 / 2))
+
+
+@pytest.fixture(scope="module")
+def real() -> pd.DataFrame:
+    """500 inputs with several references each: answered with another one, whole, without a third of its words or in capitals, with one
+    of the references itself, or not at all."""
     if not E2E.is_file():
         pytest.skip(f"real text is absent: E2E NLG is not at {E2E} (RETUNE_SHARED_DATA names another place)")
     references = pd.read_csv(E2E).groupby("mr", sort=False)["ref"].agg(list)
-    several = [of_input for of_input in references if len(of_input) > 1][:600]
-    frame = pd.DataFrame({"prediction": [of[-1] for of in several], "target": ["\n".join(of[:-1]) for of in several]})
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
-    scores = [scorer.score_multi(of[:-1], of[-1]) for of in several]
-    assert len(several) == 600
-    for name in ("rouge1", "rouge2", "rougeL"):
-        assert aggregate(frame, name) == pytest.approx(np.mean([of_row[name].fmeasure for of_row in scores]), abs=1e-12)
-    for name in CORPUS:
-        assert aggregate(frame, name) == pytest.approx(by_library(frame, name), abs=1e-9)
+    several = [of_input for of_input in references if len(of_input) > 2][:500]
+    assert len(several) == 500
+    answers = (str, lambda text: " ".join(word for n, word in enumerate(text.split()) if n % 3), str.upper, lambda text: "")
+    said = [of[0] if row % 10 == 9 else answers[row % 4](of[-1]) for row, of in enumerate(several)]
+    return pd.DataFrame({"prediction": said, "target": ["\n".join(of[:-1]) for of in several]})
+
+
+@pytest.mark.parametrize("metric", CORPUS)
+def test_bleu_and_chrf_equal_sacrebleu_on_real_text(real, metric):
+    assert 10 < aggregate(real, metric) < 90
+    assert aggregate(real, metric) == pytest.approx(by_library(real, metric), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["rouge1", "rouge2", "rougeL"])
+def test_each_row_s_rouge_equals_rouge_score_on_real_text(real, metric):
+    scorer = RougeScorer([metric])
+    expected = [
+        scorer.score_multi(target.split("\n"), said)[metric].fmeasure
+        for said, target in zip(real["prediction"], real["target"], strict=True)
+    ]
+    assert len(set(expected)) > 100
+    assert GENERATION[metric][0](real)[:, 0] == pytest.approx(expected, abs=1e-12)
+    assert aggregate(real, metric) == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def test_exact_matches_on_real_text_are_the_answers_among_the_references(real):
+    expected = [said in target.split("\n") for said, target in zip(real["prediction"], real["target"], strict=True)]
+    assert 50 <= sum(expected) < 200
+    assert exact_matches(real).tolist() == expected
+    assert aggregate(real, "exact_match") == sum(expected) / 500

@@ -1,12 +1,16 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
-from sklearn.metrics import log_loss
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_recall_fscore_support, precision_score, recall_score
 
 from retune.config import canonical_json
 from retune.errors import BadInputError, ConfigError
 from retune.evaluation import metrics
+from retune.evaluation.comparison import CLASSIFICATION
 from retune.evaluation.metrics import aggregate_metrics, confusion, evaluate, metric_named, per_class, task_metrics
 from retune.evaluation.predictions import rows_sha256
 
@@ -104,3 +108,45 @@ def test_metrics_say_which_way_is_better():
     assert [metric.name for metric in metrics.METRICS.values() if metric.higher_is_better is False] == lower
     with pytest.raises(ConfigError, match=r"metric must be one of accuracy, .*, got 'f1'"):
         metric_named("f1")
+
+
+SCORES = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
+
+
+def by_scikit_learn(frame, labels, metric):
+    """Averages are over the labels that occur among the references; a prediction outside of the labels is a class of its own."""
+    target, said = list(frame["target"]), [label if label in labels else "(other)" for label in frame["prediction"]]
+    if metric == "accuracy":
+        return accuracy_score(target, said)
+    if metric == "log_loss":  # scikit-learn reads the columns in sorted order of the labels
+        return log_loss(target, frame[[f"p_{label}" for label in sorted(labels)]].to_numpy(), labels=sorted(labels))
+    average, _, score = metric.partition("_")
+    return SCORES[score](target, said, labels=sorted(set(target)), average=average, zero_division=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_metrics_equal_scikit_learns_on_any_frame(data):
+    """As `evaluate` computes them, and as sums over rows, which the bootstrap draws."""
+    labels = ["low", "medium", "high", "none"]
+    rows = data.draw(st.lists(st.tuples(st.sampled_from(labels), st.sampled_from([*labels, "urgent", None])), min_size=1, max_size=40))
+    chances = np.random.default_rng(data.draw(st.integers(0, 99))).dirichlet(np.ones(len(labels)), size=len(rows))
+    frame = pd.DataFrame(
+        {
+            "id": range(len(rows)),
+            "group": range(len(rows)),
+            "target": [target for target, _ in rows],
+            "prediction": [said for _, said in rows],
+            **{f"p_{label}": chances[:, k] for k, label in enumerate(labels)},
+        }
+    )
+    whole = aggregate_metrics(frame, labels)
+    for metric, (sums, total) in CLASSIFICATION.items():
+        if metric == "calibration_error":  # scikit-learn has none
+            continue
+        expected = by_scikit_learn(frame, labels, metric)
+        assert whole[metric] == pytest.approx(expected, abs=1e-12), metric
+        assert total(sums(frame, labels).sum(axis=0, keepdims=True)).item() == pytest.approx(expected, abs=1e-12), metric
+    names = [label if label in labels else "(other)" for label in frame["prediction"]]
+    expected_classes = np.array(precision_recall_fscore_support(frame["target"], names, labels=labels, zero_division=0)).T
+    assert np.array([list(of_label.values()) for of_label in per_class(frame, labels).values()]) == pytest.approx(expected_classes)
