@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from retune import cli_explain, cli_export, cli_lineage, cli_new, cli_read, cli_rollback, cli_run, cli_simulate, cli_stack
+from retune import cli_explain, cli_export, cli_lineage, cli_new, cli_rate, cli_read, cli_rollback, cli_run, cli_simulate, cli_stack
 from retune.errors import ConfigError, RetuneError
 
 __all__ = ["app"]
@@ -72,6 +72,10 @@ app.command(
     epilog="Examples: [bold]retune explain ticket_priority[/], "
     "[bold]retune explain ticket_priority --release 3f9c1a --rows 1000 --plot tokens.png[/]"
 )(cli_explain.explain)
+app.command(
+    epilog="Examples: [bold]retune rate ticket_priority ratings-3f9c1a5be07d.json --by anna[/], "
+    "[bold]retune rate ticket_priority - < ratings.json[/]"
+)(cli_rate.rate)
 app.command(epilog="Example: [bold]retune export ticket_priority --to exported[/]   Then: [bold]exported/README.md[/]")(cli_export.export)
 app.command(epilog="Examples: [bold]retune simulate-gate[/], [bold]retune simulate-gate --looks 12 --json[/]   About ten minutes.")(
     cli_simulate.simulate_gate

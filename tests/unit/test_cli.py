@@ -18,7 +18,7 @@ from retune.store import open_store
 
 COMMANDS = (
     *("up", "down", "status", "new", "run", "land", "releases", "ledger", "rollback", "unbar", "predict"),
-    *("checkout", "reproduce", "explain", "export", "doctor"),
+    *("checkout", "reproduce", "explain", "rate", "export", "doctor"),
 )
 PROMPT = """
 name: p
