@@ -63,7 +63,7 @@ def classification(rows: int = 400, better: float = 0.06, **promote: Any) -> Rep
     return report_of(prompt, frames, test)
 
 
-def generation(rows: int = 60) -> Report:
+def generation(rows: int = 120) -> Report:
     prompt = prompt_of(
         "generation", name="ticket_summary", target="summary", promote={"metric": "rougeL", "floors": {"empty_outputs": 0.05}}
     )
