@@ -12,6 +12,7 @@ from retune import (
     cli_export,
     cli_lineage,
     cli_new,
+    cli_rate,
     cli_read,
     cli_rollback,
     cli_run,
@@ -92,6 +93,10 @@ app.command(
     epilog="Examples: [bold]retune explain ticket_priority[/], "
     "[bold]retune explain ticket_priority --release 3f9c1a --rows 1000 --plot tokens.png[/]"
 )(cli_explain.explain)
+app.command(
+    epilog="Examples: [bold]retune rate ticket_priority ratings-3f9c1a5be07d.json --by anna[/], "
+    "[bold]retune rate ticket_priority - < ratings.json[/]"
+)(cli_rate.rate)
 app.command(epilog="Example: [bold]retune export ticket_priority --to exported[/]   Then: [bold]exported/README.md[/]")(cli_export.export)
 app.command(epilog="Examples: [bold]retune simulate-gate[/], [bold]retune simulate-gate --looks 12 --json[/]   About ten minutes.")(
     cli_simulate.simulate_gate

@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
@@ -22,9 +22,13 @@ from retune.config import Prompt
 from retune.errors import IntegrityError
 from retune.inference.requirements import requirements
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
 __all__ = ["CHAMPION", "PREVIOUS", "Registry"]
 
 CHAMPION, PREVIOUS = "champion", "previous"
+CARD = "README.md"
 RELEASE = "retune.release"
 """Tag of a model version: the release id it holds."""
 PROJECTED = "retune.champion"
@@ -109,11 +113,15 @@ class Registry:
                 signature=ModelSignature(inputs=Schema(columns), outputs=Schema(predictions)),
             )
 
-    def describe(self, version: str, card: str) -> str:
-        """Puts a Markdown card on a version's page; returns the id of its logged model, by which metrics find it."""
-        self.client.update_model_version(self.prompt, version, description=card)
-        source = self.client.get_model_version(self.prompt, version).source
-        return str(source).removeprefix("models:/")
+    def describe(self, version: str, card: "ModelCard") -> str:
+        """Puts a model card on a version's page, and as README.md beside its files, of which no hash is checked there but the release's
+        own; returns the id of its logged model, by which metrics find it."""
+        self.client.update_model_version(self.prompt, version, description=card.text.strip())
+        model = str(self.client.get_model_version(self.prompt, version).source).removeprefix("models:/")
+        with tempfile.TemporaryDirectory(prefix="retune-card-") as scratch:
+            card.save(Path(scratch) / CARD)
+            self.client.log_model_artifact(model, str(Path(scratch) / CARD))
+        return model
 
     def alias(self, name: str) -> ModelVersion | None:
         try:

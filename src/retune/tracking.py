@@ -1,6 +1,7 @@
 """MLflow runs: one per DAG run, with a nested run per trial; found by key and reopened on retry, so that a retry doubles nothing."""
 
 import json
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -141,6 +142,24 @@ class Tracker:
 
     def file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(run_id, str(path), folder)
+
+    def artifacts(self, run_id: str, folder: str) -> dict[str, bytes]:
+        """Content of the files that stand in a folder of a run's artifacts, by path, not those in folders below it."""
+        with tempfile.TemporaryDirectory(prefix="retune-artifacts-") as scratch:
+            files = [file.path for file in self.client.list_artifacts(run_id, folder) if not file.is_dir]
+            return {file: Path(self.client.download_artifacts(run_id, file, scratch)).read_bytes() for file in files}
+
+    def curves(self, run_id: str) -> dict[str, list[dict[str, Any]]]:
+        """Validation loss by step of each trial of a run, by the trial's name."""
+        nested = f"tags.`mlflow.parentRunId` = '{run_id}'"
+        trials = self.client.search_runs([self.experiment_id()], nested, max_results=1000, order_by=["attribute.start_time ASC"])
+        return {
+            str(trial.info.run_name).removeprefix("trial "): [
+                {"step": metric.step, "validation_loss": metric.value}
+                for metric in sorted(self.client.get_metric_history(trial.info.run_id, "validation_loss"), key=lambda metric: metric.step)
+            ]
+            for trial in trials
+        }
 
     def figure(self, run_id: str, png: bytes, file: str, scratch: Path) -> None:
         path = scratch / Path(file).name

@@ -1,5 +1,6 @@
 """Text to text from landing to verdict, through the tasks of the DAGs: several references, sacreBLEU's figures, a registered version."""
 
+import json
 import os
 import re
 import shutil
@@ -9,9 +10,11 @@ import mlflow
 import pandas as pd
 import pytest
 from checkouts import run as run_module
+from huggingface_hub import ModelCard
 from loops import trigger
 
 from retune.evaluation.metrics import aggregate_metrics, task_metrics
+from retune.inference.release import read_release
 from retune.ledger import Ledger
 from retune.records import Lineage
 from retune.store import open_store
@@ -63,6 +66,20 @@ def test_a_summary_is_tuned_judged_and_served(project: Path) -> None:
     report = Path(client.download_artifacts(run["mlflow_run_id"], "decision/decision.md")).read_text("utf-8")
     assert "sacreBLEU: bleu `nrefs:var|case:mixed" in report
     assert "## rougeL by slice" in report
+    page = Path(client.download_artifacts(run["mlflow_run_id"], "decision/report.html")).read_text("utf-8")
+    assert decided["links"]["Report"].endswith(f"{run['mlflow_run_id']}/artifacts/decision/report.html")
+    assert all(reason.split(":")[0] in page for reason in decided["judged"]["decision"]["reasons"])
+    assert "1: as in the prompt file (candidate)" in page, "its learning curve"
+    sample = json.loads(Path(client.download_artifacts(run["mlflow_run_id"], "decision/sample.json")).read_text("utf-8"))
+    assert {row["id"] for row in sample["rows"]} <= set(predictions["id"])
+
+    version = client.get_model_version(NAME, "2")
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/2"))
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.pipeline_tag, card.data.tags) == ("text-generation", ["retune", "prompt-tuning"])
+    assert {r.metric_name: r.metric_value for r in card.data.eval_results}["rougeL"] == pytest.approx(stated["rougeL"])
+    assert version.description == card.text.strip()
+    assert read_release(folder / "artifacts/release").id == candidate["release"], "the card is no part of the release"
     assert [file.path for file in client.list_artifacts(run["mlflow_run_id"], "decision") if file.path.endswith(".png")] == [
         "decision/slices.png"
     ]

@@ -209,7 +209,8 @@ def test_links_lead_from_a_task_to_mlflow_and_back(page: Page, stack: dict[str, 
     shoot("10-mlflow-run")
     assert page.get_by_role("link", name=re.compile("DAG run manual__")).first.get_attribute("href") == url
     page.goto(str(links["Report"]))
-    expect(page.get_by_text(f"{PROMPT}: PROMOTE").first).to_be_visible()
+    report = page.frame_locator("iframe.mlflow-html-iframe")
+    expect(report.get_by_role("heading", name=f"{PROMPT}: PROMOTE")).to_be_visible(timeout=60_000)
     shoot("11-mlflow-report")
     page.goto(str(links["Release"]))
     expect(page.get_by_text("Metrics on the test split")).to_be_visible()

@@ -86,6 +86,23 @@ def test_a_curve_is_logged_once(tracker: Tracker) -> None:
     assert [(m.step, m.value) for m in tracker.client.get_metric_history(run_id, "train_loss")] == [(1, 1.4), (2, 1.2)]
 
 
+def test_the_curves_of_a_run_are_those_of_its_trials(tracker: Tracker) -> None:
+    parent = tracker.open("with trials", "with trials", {})
+    trial = tracker.open("with trials/1", "trial 1: as in the prompt file", {}, parent)
+    tracker.open("with trials/2", "trial 2: seed=14", {}, parent)
+    tracker.curve(trial, CURVE)
+    first = [{"step": 0, "validation_loss": 1.5}, {"step": 2, "validation_loss": 1.1}]
+    assert tracker.curves(parent) == {"1: as in the prompt file": first, "2: seed=14": []}
+
+
+def test_artifacts_of_a_folder_are_read_without_those_below_it(tracker: Tracker) -> None:
+    run_id = tracker.open("artifacts", "artifacts", {})
+    assert tracker.artifacts(run_id, "decision") == {}
+    for file in ("decision/a.txt", "decision/b.txt", "decision/below/c.txt"):
+        tracker.text(run_id, file, file)
+    assert tracker.artifacts(run_id, "decision") == {"decision/a.txt": b"decision/a.txt", "decision/b.txt": b"decision/b.txt"}
+
+
 def test_the_dataset_carries_dvcs_digest(tracker: Tracker) -> None:
     run_id = tracker.open("data", "data", {})
     tracker.dataset(run_id, "ticket_priority", "d" * 32 + ".dir", {"md5": "d" * 32}, 10, "training")

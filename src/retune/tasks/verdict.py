@@ -12,7 +12,7 @@ from retune.data.parts import BUCKETS
 from retune.errors import ConfigError, ConflictError
 from retune.evaluation.metrics import confusion
 from retune.evaluation.plots import confusion_figure, per_class_figure, render, slices_figure
-from retune.evaluation.report import decision_markdown, release_card, run_note
+from retune.evaluation.report import decision_markdown, run_note
 from retune.evaluation.roles import CANDIDATE, FEW_SHOT
 from retune.ledger import Entry, spent_before, standing
 from retune.promotion import Side, with_answer
@@ -21,14 +21,13 @@ from retune.records import CheckResult, Decision, Evaluation, Lineage, Trigger
 from retune.registry import CHAMPION
 from retune.tasks.context import Context, Json, champion_of, read_frame
 from retune.tasks.measure import check_results, measure, measured_of
+from retune.tasks.page import REPORT, log_page
 from retune.tasks.patch import log_patch
 from retune.tasks.release import read_release_record, register, smoke_test
 from retune.tasks.retrain import evaluate_champion
 
 __all__ = ["decide", "look_of", "promote"]
 
-REPORT = "decision/decision.md"
-"""Artifact of a DAG run's MLflow run: verdict, metrics, gates and slices to read."""
 ATTEMPTS = 5
 """How often a lost race for the ledger's head is decided again."""
 
@@ -154,11 +153,14 @@ def _register(context: Context, run: Json, judged: Json, candidate: Json) -> str
         "retune.dirty": str(lineage.dirty).lower(),
         "retune.base_model": context.prompt.base_model.hub or context.prompt.base_model.path or "",
     }
+    from retune.evaluation.card import release_card  # brings huggingface_hub, which a decision without a promotion can do without
+
     prompt = Prompt.model_validate(_release_prompt(context, lineage))
     version = register(context.registry, context.workspaces, prompt, lineage, candidate["mlflow_run_id"], tags)
     metrics = {name: value for name, value in candidate["evaluation"]["metrics"].items() if math.isfinite(value)}
     evaluations = {role: Evaluation.from_json(e) for role, e in judged["evaluations"].items()}
-    card = release_card(Decision.from_json(judged["decision"]), evaluations, context.prompt, lineage, Trigger.from_json(run["trigger"]))
+    tuned = override(context.prompt, candidate["trial"]["overrides"])
+    card = release_card(Decision.from_json(judged["decision"]), evaluations, tuned, lineage, Trigger.from_json(run["trigger"]))
     context.tracker.metrics(candidate["mlflow_run_id"], metrics, context.registry.describe(version, card))
     return version
 
@@ -223,6 +225,7 @@ def _judge(context: Context, run: Json, evaluated: list[Json], measured: Json, e
         },
         "measured": measured["measured"],
         "checks": None if checks is None else [result.to_json() for result in checks],
+        "lineages": {"champion": champion["lineage"], "candidate": candidate["lineage"]},
         "champion": current,
         "look": None if candidate["release"] == champion["release"] else look,
     }
@@ -259,7 +262,7 @@ def _release_prompt(context: Context, lineage: Lineage) -> Json:
 def _append(context: Context, run: Json, judged: Json, head: Entry) -> Entry:
     """The ledger's entry on this decision. A PROMOTE makes the candidate the champion."""
     decision = judged["decision"]
-    body = {key: value for key, value in judged.items() if key != "evaluations"}
+    body = {key: value for key, value in judged.items() if key not in ("evaluations", "lineages")}
     body |= {
         "fingerprint": run["fingerprint"],
         "dag_run_id": run["trigger"]["dag_run_id"],
@@ -315,10 +318,11 @@ def _show(context: Context, run: Json, judged: Json) -> str:
     checks = None if judged["checks"] is None else [CheckResult.from_json(result) for result in judged["checks"]]
     markdown = decision_markdown(decision, evaluations, prompt, measured_of(judged), checks)
     print(markdown)
-    context.tracker.text(run_id, markdown, REPORT)
+    context.tracker.text(run_id, markdown, "decision/decision.md")
     context.tracker.json(run_id, decision.to_json(), "decision/decision.json")
     if judged["checks"] is not None:
         context.tracker.json(run_id, {"checks": judged["checks"]}, "decision/checks.json")
+    log_page(context, run, judged, measured_of(judged), checks)
     predictions = read_frame(context, Lineage.from_json(judged["lineage"]), f"artifacts/{prompt.name}/predictions.parquet")
     context.tracker.table(run_id, predictions, "predictions.json")
     with tempfile.TemporaryDirectory(prefix="retune-plots-") as scratch:
