@@ -41,6 +41,11 @@ COMPARISON = {
     "confidence": "Confidence of each end",
     "p_better": "Chance of such a gain or a larger one, were both equally good",
     "p_worse": "Chance of such a gain or a smaller one",
+    "won": "Rows that the candidate alone has right",
+    "lost": "Rows that the champion alone has right",
+    "won_low": "Of those rows the candidate's share, lower end of its exact interval",
+    "won_high": "Upper end of that",
+    "mcnemar": "McNemar's exact test on those rows, two-sided p",
     "rows": "Test rows",
     "resamples": "Bootstrap resamples",
 }

@@ -23,7 +23,7 @@ def test_the_header_is_what_the_hub_reads(report: Report) -> None:
     card = card_of(report)
     read = ModelCard(str(card)).data
     assert (read.pipeline_tag, read.tags, read.license, read.base_model) == ("text-classification", ["retune", "prompt-tuning"], None, None)
-    assert read.metrics == ["accuracy", "f1"]
+    assert read.metrics == ["accuracy", "f1", "precision", "recall"]
     stated = {result.metric_name: (result.metric_type, result.metric_value, result.metric_args) for result in read.eval_results}
     metrics = report.evaluations["candidate"].metrics
     assert stated == {

@@ -111,6 +111,9 @@ def test_the_figures_are_those_of_the_records(report: Report, seen: Seen) -> Non
     comparison = report.decision.comparison
     assert comparison is not None
     assert f"{comparison['gain']:+.4f}, from {comparison['low']:+.4f} to {comparison['high']:+.4f}" in seen.text
+    share = 100 * comparison["won"] / (comparison["won"] + comparison["lost"])
+    assert f"the candidate has {share:.1f} % right, from {100 * comparison['won_low']:.1f} to" in seen.text
+    assert f"McNemar's exact test: p = {comparison['mcnemar']:.2g}" in seen.text
     for gate in report.decision.gates:
         outcome = "✓ passed" if gate["passed"] else f"✕ failed: {gate['on_fail']}"
         value, threshold = ("" if gate[key] is None else f"{gate[key]:.4f}" for key in ("value", "threshold"))
