@@ -8,6 +8,9 @@ import pytest
 import yaml
 from loops import loop, trigger
 
+from retune.audit import audit, blocks, title
+from retune.config import load_prompt
+from retune.document import markdown
 from retune.errors import BadInputError, IntegrityError
 from retune.ledger import Entry, Ledger, standing
 from retune.registry import BARRED, PROJECTED, Registry
@@ -205,3 +208,20 @@ def test_an_alias_that_a_killed_task_left_behind_follows_the_ledger(registry: Re
     assert entries() == before
     assert run["champion"]["version"] == "2"
     assert aliases(registry)["champion"] == "2"
+
+
+def test_the_audit_tells_all_of_it_with_the_evidence_of_real_runs(registry: Registry) -> None:
+    settings = Settings.load()
+    found = audit(open_store(settings), load_prompt(settings.prompts / f"{NAME}.yaml"))
+    assert found.problems == []
+    text = markdown(title(found.prompt), blocks(found))
+    told = {number: part for part in text.split("\n### Entry ")[1:] for number in [int(part.split(":")[0])]}
+    assert list(told) == [entry.n for entry in entries()]
+    for entry in entries():
+        assert entry.sha256 in told[entry.n]
+        if "decision" in entry.body:
+            lineage = entry.body["lineage"]
+            evidence = (entry.body["candidate"]["release"], lineage["commit"], lineage["environment"], entry.body["mlflow_run_id"])
+            assert [words for words in (*evidence, "of chance", "| gain | ", "Machine of ") if words not in told[entry.n]] == []
+    assert "**Approval**: anna did not approve the promotion: not on a Friday" in text
+    assert "### Revision 0" in text

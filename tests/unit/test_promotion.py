@@ -1,9 +1,11 @@
+import copy
+import inspect
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from retune import promotion
@@ -12,7 +14,7 @@ from retune.evaluation.metrics import evaluate
 from retune.ledger import Entry, spent_before
 from retune.policy import Policy
 from retune.promotion import Side, decide, with_answer
-from retune.records import CheckResult, Measured
+from retune.records import CheckResult, Gate, Measured
 from retune.tasks.verdict import look_of
 
 LABELS = ["low", "medium", "high"]
@@ -429,6 +431,127 @@ def test_answering_more_rows_rightly_never_lowers_the_verdict(table, metric, fix
     before, after = (judge(side(target, said), champion, policy) for said in (ours, repaired))
     assert RANK[after.verdict] >= RANK[before.verdict]
     assert after.comparison["low"] >= before.comparison["low"]
+
+
+def in_figures(role, value, *, slices=False):
+    """Changes one side's accuracy, over all rows or in one slice."""
+
+    def change(sides):
+        old = sides[role].evaluation
+        if slices:
+            web = {**old.slices["channel"]["web"], "accuracy": value}
+            new = replace(old, slices={"channel": {**old.slices["channel"], "web": web}})
+        else:
+            new = replace(old, metrics={**old.metrics, "accuracy": value})
+        return {**sides, role: replace(sides[role], evaluation=new)}
+
+    return change
+
+
+def in_evaluation(role, **fields):
+    return lambda sides: {**sides, role: replace(sides[role], evaluation=replace(sides[role].evaluation, **fields))}
+
+
+def in_side(role, **fields):
+    return lambda sides: {**sides, role: replace(sides[role], **fields)}
+
+
+def in_policy(**fields):
+    return lambda sides: {**sides, "policy": sides["policy"].model_copy(update=fields)}
+
+
+NAN, INFINITE = float("nan"), float("inf")
+ROLES = ("candidate", "champion")
+EVERY_GATE = Policy(metric="accuracy", **ONE_LOOK, floors={"accuracy": 0.5}, max_slice_gap=0.5, min_slice_rows=10)
+"""A policy that asks for one of each gate."""
+BREAKAGES = {
+    **{f"{role}'s accuracy is {value}": in_figures(role, value) for role in ROLES for value in (NAN, INFINITE, -INFINITE, None, "0.9")},
+    **{f"{role}'s accuracy in a slice is {value}": in_figures(role, value, slices=True) for role in ROLES for value in (NAN, None, "0.9")},
+    **{f"{role} has no metrics": in_evaluation(role, metrics={}) for role in ROLES},
+    **{f"{role} has no slices": in_evaluation(role, slices={}) for role in ROLES},
+    **{f"{role}'s test rows are not known": in_evaluation(role, test_sha256=None) for role in ROLES},
+    **{f"{role}'s evaluator is not known": in_evaluation(role, evaluator=None) for role in ROLES},
+    **{f"{role} has no predictions": in_side(role, predictions=None) for role in ROLES},
+    **{f"{role}'s predictions have no rows": in_side(role, predictions=pd.DataFrame()) for role in ROLES},
+    "the candidate's splits are not known": in_side("candidate", splits=None),
+    "what is spent is no number": lambda sides: {**sides, "spent": NAN},
+    "what is spent is without end": lambda sides: {**sides, "spent": INFINITE},
+    **{f"min_gain is {value}": in_policy(min_gain=value) for value in (NAN, INFINITE)},
+    **{f"a floor is {value}": in_policy(floors={"accuracy": value}) for value in (NAN, INFINITE, None)},
+    **{f"max_slice_gap is {value}": in_policy(max_slice_gap=value) for value in (NAN, "wide")},
+    **{f"confidence is {value}": in_policy(confidence=value) for value in (NAN, INFINITE, None)},
+    "a metric that nobody computes": in_policy(metric="rouge"),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_no_input_that_is_broken_is_ever_promoted(candidate, champion, breakage):
+    """Starts from a promotion; a decision there must be, to be read, and never an exception."""
+    sides = {"candidate": candidate, "champion": champion, "policy": EVERY_GATE, "labels": LABELS, "barred": False, "same_release": False}
+    assert decide(**sides).verdict == "PROMOTE"
+    decision = decide(**BREAKAGES[breakage](sides))
+    assert decision.verdict != "PROMOTE"
+    assert failed(decision)
+    assert decision.reasons
+
+
+def test_whatever_fails_in_whichever_gate_is_never_a_promotion(candidate, champion, monkeypatch):
+    """Every function of the module that makes a gate raises in its turn."""
+    makers = [name for name, of in inspect.getmembers(promotion, inspect.isfunction) if inspect.signature(of).return_annotation is Gate]
+    whole = judge(candidate, champion, EVERY_GATE)
+    assert whole.verdict == "PROMOTE"
+    asked = []
+    for name in makers:
+        with monkeypatch.context() as patched:
+
+            def broken(*args, name=name, **named):
+                asked.append(name)
+                raise OSError(f"no more {name}")
+
+            patched.setattr(promotion, name, broken)
+            decision = judge(candidate, champion, EVERY_GATE)
+        if name in asked:
+            assert decision.verdict == "HOLD", name
+            assert len(failed(decision)) == 1
+            assert decision.reasons[0].endswith(f"could not be checked: OSError: no more {name}.")
+            assert len(decision.gates) == len(whole.gates)
+    assert len(set(asked)) == len(whole.gates), "each gate of the decision was broken once"
+
+
+@settings(max_examples=30, deadline=None)
+@given(table=rows, metric=metrics, spent=st.floats(0, 0.1), barred=st.booleans())
+def test_the_same_inputs_give_the_same_decision_and_are_left_as_they_were(table, metric, spent, barred):
+    target, ours, theirs = zip(*table, strict=True)
+    sides = side(target, ours), side(target, theirs, release="c" * 64)
+    policy = Policy(metric=metric, resamples=100, floors={"accuracy": 0.5}, max_slice_gap=0.1, min_slice_rows=5)
+    before = copy.deepcopy(sides)
+    np.random.seed(0)
+    first = judge(*sides, policy, barred, spent=spent)
+    np.random.seed(1)  # nothing is drawn from what others may have seeded
+    assert judge(*copy.deepcopy(before), policy.model_copy(deep=True), barred, spent=spent) == first
+    for left, was in zip(sides, before, strict=True):
+        pd.testing.assert_frame_equal(left.predictions, was.predictions)
+        assert (left.evaluation, left.splits, left.base_model) == (was.evaluation, was.splits, was.base_model)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    table=st.lists(st.tuples(codes, st.integers(-1, 2), st.integers(-1, 2)), min_size=5, max_size=60),
+    metric=metrics,
+    better=st.sampled_from(["ours", "theirs", "neither"]),
+    floor=st.sampled_from([None, 0.3]),
+)
+def test_of_two_releases_at_most_one_is_promoted_over_the_other(table, metric, better, floor):
+    """With a share of one side's answers put right, so that promotions occur."""
+    target, *said = (list(column) for column in zip(*table, strict=True))
+    if better != "neither":
+        place = 0 if better == "ours" else 1
+        said[place] = [right if row % 4 else answer for row, (right, answer) in enumerate(zip(target, said[place], strict=True))]
+    one, other = side(target, said[0]), side(target, said[1], release="c" * 64)
+    policy = Policy(metric=metric, **ONE_LOOK, floors={} if floor is None else {"accuracy": floor})
+    verdicts = [judge(one, other, policy).verdict, judge(other, one, policy).verdict]
+    assert verdicts.count("PROMOTE") < 2
+    event(f"{better} put right: {' and '.join(sorted(verdicts))}")
 
 
 def test_a_look_is_paid_for_once_and_on_its_own_split(candidate, champion):
