@@ -116,8 +116,8 @@ def slices(candidate: Side, champion: Side, policy: Policy, labels: Sequence[str
     if not falls:
         reason = f"No slice or set has the {policy.min_slice_rows} rows from which it is guarded."
         return Gate("slices", True, reason, threshold=finite(policy.max_slice_gap), on_fail="REJECT")
-    too_far = [name for name, fall in falls.items() if not fall <= policy.max_slice_gap + ROUNDING]
-    worst = max(falls, key=lambda name: math.inf if math.isnan(falls[name]) else falls[name])
+    too_far = [name for name, fall in falls.items() if not (math.isfinite(fall) and fall <= policy.max_slice_gap + ROUNDING)]
+    worst = max(falls, key=lambda name: falls[name] if math.isfinite(falls[name]) else math.inf)
     if too_far:
         shown = [f"{name} ({_change(policy.metric, ours[name], theirs[name])})" for name in sorted(too_far, key=lambda name: name != worst)]
         reason = f"{policy.metric} gets worse by more than {figure(policy.max_slice_gap)} in {listed(shown)}."

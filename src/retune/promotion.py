@@ -244,7 +244,7 @@ def _looks(spent: float, policy: Policy) -> Gate:
             "split with preprocess.splits.salt: any other word; then roll back to the template alone: the champion "
             "was tuned on rows of it."
         )
-    return Gate("looks", passed, reason, spent, allowed)
+    return Gate("looks", passed, reason, finite(spent), allowed)
 
 
 def _gain(compared: Comparison | Gate, candidate: Evaluation, champion: Evaluation, min_gain: float) -> Gate:

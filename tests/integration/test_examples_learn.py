@@ -60,9 +60,12 @@ def summaries(tmp_path_factory: pytest.TempPathFactory) -> PreprocessResult:
 
 def metrics(predictor: Predictor, prompt: Prompt, test: pd.DataFrame) -> dict[str, float]:
     known = test[["id", "group", *prompt.slices]].assign(target=test[prompt.target]).reset_index(drop=True)
-    frame = pd.concat([known, predictor.predict(test).reset_index(drop=True)], axis=1)
     if prompt.task == "generation":
+        texts, truncated = zip(*predictor.write(test), strict=True)
+        frame = known.assign(prediction=texts, truncated=truncated)
         frame["reference_nats"], frame["reference_tokens"] = predictor.reference_losses(test)
+    else:
+        frame = pd.concat([known, predictor.predict(test).reset_index(drop=True)], axis=1)
     return evaluate(frame, prompt, "r", "e").metrics
 
 

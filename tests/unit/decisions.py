@@ -84,6 +84,7 @@ def generation(rows: int = 120) -> Report:
             prediction=[said(reference, cut) for reference in references],
             reference_nats=rng.gamma(20, nats, rows),
             reference_tokens=24,
+            truncated=False,
         )
         for role, cut, nats in (("baseline", 0.6, 2.0), ("champion", 0.3, 1.2), ("candidate", 0.15, 1.0))
     }

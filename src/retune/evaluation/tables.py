@@ -121,7 +121,8 @@ def checks(results: Sequence[CheckResult] | None) -> Table:
     """The prompt tests, those that failed first."""
     rows = []
     for result in sorted(results or (), key=lambda result: (result.passed, not result.required)):
-        outcome = Cell("passed", "passed") if result.passed else Cell("failed", "failed")
+        failed = Cell("failed", "failed") if result.required else Cell("failed, reported only")
+        outcome = Cell("passed", "passed") if result.passed else failed
         rows.append((Cell(result.name), outcome, Cell("yes" if result.required else "no"), Cell(result.reason)))
     return Table("Checks", ("check", "outcome", "required", "reason"), tuple(rows))
 

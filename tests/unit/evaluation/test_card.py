@@ -28,8 +28,11 @@ def test_the_header_is_what_the_hub_reads(report: Report) -> None:
     metrics = report.evaluations["candidate"].metrics
     assert stated == {
         "accuracy": ("accuracy", metrics["accuracy"], None),
-        "macro_f1": ("f1", metrics["macro_f1"], {"average": "macro"}),
-        "weighted_f1": ("f1", metrics["weighted_f1"], {"average": "weighted"}),
+        **{
+            f"{average}_{kind}": (kind, metrics[f"{average}_{kind}"], {"average": average})
+            for average in ("macro", "weighted")
+            for kind in ("f1", "precision", "recall")
+        },
     }
 
 

@@ -244,7 +244,7 @@ def test_what_cannot_be_compared_is_refused(two_sides, labels):
     broken = champion.assign(p_low=np.nan)
     with pytest.raises(BadInputError, match="log_loss must be a finite number to be compared, got nan for the champion"):
         paired_bootstrap(candidate, broken, "log_loss", labels, 0.95, 100, seed=1)
-    with pytest.raises(ConfigError, match="log_loss for task: classification, got 'exact_match'"):
+    with pytest.raises(ConfigError, match="outside_labels for task: classification, got 'exact_match'"):
         paired_bootstrap(candidate, champion, "exact_match", labels, 0.95, 100, seed=1)
     with pytest.raises(ConfigError, match=r"metric must be one of rougeL, .* for task: generation, got 'accuracy'"):
         paired_bootstrap(candidate, champion, "accuracy", [], 0.95, 100, seed=1)

@@ -120,6 +120,8 @@ def by_scikit_learn(frame, labels, metric):
         return accuracy_score(target, said)
     if metric == "log_loss":  # scikit-learn reads the columns in sorted order of the labels
         return log_loss(target, frame[[f"p_{label}" for label in sorted(labels)]].to_numpy(), labels=sorted(labels))
+    if metric == "outside_labels":
+        return said.count("(other)") / len(said)
     average, _, score = metric.partition("_")
     return SCORES[score](target, said, labels=sorted(set(target)), average=average, zero_division=0)
 

@@ -43,8 +43,8 @@ def test_labelled_sets_and_probes_have_a_table_of_their_own(evaluations, make_fr
     candidate = evaluate(make_frame([0, 1], [0, 1], channel=["web"] * 2), make_prompt(), "r" * 64, "e", changed)
     prompt = make_prompt(promote={"metric": "accuracy"})
     report = decision_markdown(Decision("HOLD", [], GATES, None), {**evaluations, "candidate": candidate}, prompt)
-    assert "## accuracy of labelled sets and probes" in report
-    assert "| typos | 2 | missing | missing | 0.5000 | 50.0% |" in report
+    assert "## accuracy on changed rows, and the share of outputs that changed" in report
+    assert "| typos | 2 | missing | missing | missing | 0.5000 | missing | missing | missing | 0.5000 |  |" in report
 
 
 def test_text_from_data_cannot_break_out_of_its_cell(evaluations, make_prompt):
@@ -77,14 +77,14 @@ def test_checks_and_what_was_measured_are_told_where_there_are_any(evaluations, 
         "champion": Measured(8.0, 11.0, 3500.2, 0, 1.5, 0.0021),
     }
     report = decision_markdown(decision, evaluations, make_prompt(), measured, checks)
-    assert "| an outage \\| is high | yes | **failed** | Expected 'high'; got 'low'. |" in report
-    assert "| capitals | no | failed, reported only | Expected 'low'; got 'high'. |" in report
-    assert "| calm | yes | passed | Expected 'low'; got 'low'. |" in report
-    assert "| figure | champion | candidate | unit |" in report
-    assert "| prediction, 95th percentile | 11 | 12.5 | ms, one row at a time |" in report
-    assert "| tokens | 3,500 | 3,457 | per second, input and output |" in report
-    assert "| tuning | 1.5 | not known | s, on the machine that executed it |" in report
-    assert "| cost of tuning | 0.0021 | not known | at RETUNE_DEVICE_HOUR_PRICE |" in report
+    assert "| an outage \\| is high | **failed** | yes | Expected 'high'; got 'low'. |" in report
+    assert "| capitals | failed, reported only | no | Expected 'low'; got 'high'. |" in report
+    assert "| calm | passed | yes | Expected 'low'; got 'low'. |" in report
+    assert "|  | champion | candidate | unit |" in report
+    assert "| latency, 95th percentile | 11.0 | 12.5 | milliseconds of one prediction |" in report
+    assert "| throughput | 3,500.2 | 3,456.7 | tokens per second, read and written |" in report
+    assert "| tuning | 1.5 | not known | seconds |" in report
+    assert "| cost of tuning | 0.0021 | no price set | at RETUNE_DEVICE_HOUR_PRICE |" in report
     plain = decision_markdown(decision, evaluations, make_prompt())
     assert "## Checks" not in plain
-    assert "## Time and cost" not in plain
+    assert "## Latency and cost" not in plain
