@@ -125,5 +125,6 @@ def _answered(references: list[list[str]], dropped: float) -> pd.DataFrame:
             "prediction": said,
             "reference_nats": 1.0,
             "reference_tokens": 1,
+            "truncated": False,
         }
     )

@@ -88,7 +88,7 @@ class LabelledSet(Section):
 class Probes(Section):
     """Test rows put in other words, whose answers should stay what they are."""
 
-    rows: Annotated[int, Field(ge=0)] = 100
+    rows: Annotated[int, Field(ge=0)] = 50
     """Test rows that each probe draws; 0: no probes."""
     seed: int = 0
     perturbations: tuple[Perturbation, ...] = PERTURBATIONS
