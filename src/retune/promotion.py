@@ -92,10 +92,13 @@ def decide(
         ("slices", partial(slices, candidate, champion, policy, labels, seed)),
         ("negative_flips", partial(negative_flips, candidate, champion, policy, labels)),
         *((f"max_changed.{name}", partial(changed, ours, name, largest, policy)) for name, largest in policy.max_changed.items()),
-        ("checks", partial(checks_gate, checks)),
-        ("latency", partial(latency_gate, measured, policy)),
-        ("cost", partial(cost_gate, measured, policy)),
     ]
+    if not same_release:  # else nothing was measured
+        attempts += [
+            ("checks", partial(checks_gate, checks)),
+            ("latency", partial(latency_gate, measured, policy)),
+            ("cost", partial(cost_gate, measured, policy)),
+        ]
     gates = [_attempt(name, attempt) for name, attempt in attempts]
     verdict = _verdict(gates)
     return Decision(

@@ -63,8 +63,8 @@ def test_a_better_release_that_fails_a_required_check_is_rejected(landed: Path) 
     artifact = json.loads(Path(client.download_artifacts(run_id, "decision/checks.json")).read_text("utf-8"))
     assert artifact["checks"] == entry.body["checks"]
     report = Path(client.download_artifacts(run_id, "decision/decision.md")).read_text("utf-8")
-    assert "| an outage is low | yes | **failed** | Expected 'low'; got " in report
-    assert "| prediction, 95th percentile | " in report
+    assert "| an outage is low | **failed** | yes | Expected 'low'; got " in report
+    assert "| latency, 95th percentile | " in report
 
 
 def test_a_mended_check_is_a_new_decision_on_the_same_data(landed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,20 +82,27 @@ def test_a_mended_check_is_a_new_decision_on_the_same_data(landed: Path, monkeyp
 
 
 def test_ceilings_refuse_what_is_slower_or_dearer(landed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The champion itself is the candidate here, and is measured once."""
     monkeypatch.setenv("RETUNE_DEVICE_HOUR_PRICE", "3600")
-    limits = {"promote.max_latency_ms": 0.001, "promote.max_latency_ratio": 1.1, "promote.max_cost": 0.5}
+    limits = {"tune.warmup_steps": 11, "promote.max_latency_ms": 0.001, "promote.max_latency_ratio": 1.1, "promote.max_cost": 0.5}
     rejected = loop(NAME, "ceilings", overrides=limits)
     assert rejected is not None
     assert rejected["verdict"] == "REJECT"
     entry = entries()[-1]
     assert (gate(entry, "latency")["passed"], gate(entry, "cost")["passed"]) == (False, False)
-    assert entry.body["measured"]["candidate"] == entry.body["measured"]["champion"]
     monkeypatch.delenv("RETUNE_DEVICE_HOUR_PRICE")
-    held = loop(NAME, "no price", overrides={"promote.max_cost": 0.5})
+    held = loop(NAME, "no price", overrides={"tune.warmup_steps": 11, "promote.max_cost": 0.5})
     assert held is not None
     assert held["verdict"] == "HOLD"
     assert "set RETUNE_DEVICE_HOUR_PRICE" in gate(entries()[-1], "cost")["reason"]
+
+
+def test_the_champion_itself_is_held_without_being_measured(landed: Path) -> None:
+    held = loop(NAME, "the champion again", force=True)
+    assert held is not None
+    assert held["verdict"] == "HOLD"
+    body = entries()[-1].body
+    assert body["measured"] == {}
+    assert [each["name"] for each in body["decision"]["gates"] if not each["passed"]] == ["different_release", "gain"]
 
 
 def test_a_wrong_file_of_checks_ends_the_run_at_its_first_task(landed: Path) -> None:

@@ -28,7 +28,8 @@ def champion(project: Path) -> Entry:
     """The first promotion: one that is better than the template alone and breaks nothing."""
     path = project / f"prompts/{NAME}.yaml"
     prompt = yaml.safe_load(path.read_text("utf-8"))
-    path.write_text(yaml.safe_dump({**prompt, "trials": [{}]}, sort_keys=False), "utf-8")
+    short = {"trials": [{}], "evaluate": {"few_shot": 0, "probes": {"rows": 40, "perturbations": ["typos", "case"]}}}
+    path.write_text(yaml.safe_dump({**prompt, **short}, sort_keys=False), "utf-8")
     land(project, "1")
     promoted = loop(NAME, "first", overrides=GUARDED)
     assert promoted is not None

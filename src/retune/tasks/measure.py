@@ -30,21 +30,21 @@ def measure(run: Json, evaluated: list[Json], champion: Json | None = None) -> J
          "checks": each a `CheckResult`; null for a prompt without a file of checks,
          "champion": release id}
 
-    `champion`: another one than the run's own, after a race was lost. A candidate that is the champion is measured once.
+    `champion`: another one than the run's own, after a race was lost. A candidate that is the champion is not measured: whatever came of
+    it, the champion stays.
     Raises IntegrityError or BadInputError if a release cannot be loaded, StageError if the process fails. Retry: safe, and measures anew.
     """
     context = Context.of(run)
     candidate = next(e for e in evaluated if e["role"] == CANDIDATE)
     champion = champion or next(e for e in evaluated if e["release"] == run["champion"]["release"])
-    sides = {CANDIDATE: candidate} | ({CHAMPION: champion} if champion["release"] != candidate["release"] else {})
+    if champion["release"] == candidate["release"]:
+        print("the candidate is the champion itself: nothing is measured")
+        return {"measured": {}, "checks": None, "champion": champion["release"]}
+    sides = {CANDIDATE: candidate, CHAMPION: champion}
     with context.failing(run["mlflow_run_id"]):
         found = _in_a_process(context, run, sides)
     measured = {role: _priced(context, role, side, found["measured"][role]) for role, side in sides.items()}
-    return {
-        "measured": {CANDIDATE: measured[CANDIDATE], CHAMPION: measured.get(CHAMPION, measured[CANDIDATE])},
-        "checks": found["checks"],
-        "champion": champion["release"],
-    }
+    return {"measured": measured, "checks": found["checks"], "champion": champion["release"]}
 
 
 def measured_of(found: Json) -> dict[str, Measured]:

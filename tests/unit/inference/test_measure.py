@@ -91,16 +91,11 @@ def test_candidate_and_champion_are_timed_priced_and_checked(run: dict[str, Any]
     ]
 
 
-def test_a_candidate_that_is_the_champion_is_measured_once_and_without_checks_or_price(
-    run: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_price_or_a_record_of_the_tuning_the_cost_is_not_known(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RETUNE_DEVICE_HOUR_PRICE")
-    candidate = run["evaluated"][0]
-    candidate["lineage"]["machines"] = {}
-    same = {**run, "checks": None, "champion": {**run["champion"], "release": candidate["release"]}}
-    found = measure(same, [candidate])
-    assert found["measured"]["candidate"] == found["measured"]["champion"]
-    assert capsys.readouterr().out.count("latency_p50_ms") == 1
+    run["evaluated"][0]["lineage"]["machines"] = {}
+    same = {**run, "checks": None}
+    found = measure(same, run["evaluated"])
     assert (found["measured"]["candidate"]["tune_seconds"], found["measured"]["candidate"]["cost"]) == (None, None)
     known = measured_of(found)["candidate"]
     assert known.tune_seconds != known.tune_seconds, "not known is NaN"
@@ -148,3 +143,10 @@ def test_releases_take_turns_on_the_same_rows_and_the_first_answers_do_not_count
         )
         assert (figures["latency_p50_ms"], figures["latency_p95_ms"]) == (pytest.approx(10), pytest.approx(10))
         assert figures["tokens_per_second"] == pytest.approx(tokens / 0.05)
+
+
+def test_a_candidate_that_is_the_champion_is_not_measured(run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    candidate = run["evaluated"][0]
+    found = measure({**run, "champion": {**run["champion"], "release": candidate["release"]}}, [candidate])
+    assert found == {"measured": {}, "checks": None, "champion": candidate["release"]}
+    assert capsys.readouterr().out == "the candidate is the champion itself: nothing is measured\n"
