@@ -8,7 +8,7 @@ import pandas as pd
 
 from retune.config import Splits
 from retune.errors import BadInputError
-from retune.evaluation.comparison import ROUNDING, paired_bootstrap
+from retune.evaluation.comparison import ROUNDING, metric_interval, paired_bootstrap
 from retune.evaluation.flips import flips, share_bounds
 from retune.evaluation.metrics import Metric, metric_named
 from retune.evaluation.predictions import slice_values
@@ -52,18 +52,22 @@ def margin(candidate: Side, champion: Side, name: str, largest: float, policy: P
     return Gate(f"margins.{name}", passed, reason, found.gain, -largest, found.low, found.high, on_fail="REJECT" if lost else "HOLD")
 
 
-def slice_floor(candidate: Evaluation, name: str, floor: float, policy: Policy) -> Gate:
-    """A floor in one slice or set, whatever its size: somebody named it."""
+def slice_floor(candidate: Side, name: str, floor: float, policy: Policy, labels: Sequence[str], seed: int) -> Gate:
+    """A floor in one slice or set, whatever its size: somebody named it. The metric itself must meet it; its interval is told beside."""
     metric = metric_named(policy.metric)
-    figures = _flat(candidate).get(name, {})
+    figures = _flat(candidate.evaluation).get(name, {})
     value = figures.get(policy.metric, math.nan)
     passed = metric.sign * (value - floor) >= -ROUNDING
+    low: float | None = None
+    high: float | None = None
     if policy.metric not in figures:
         reason = f"The candidate has no {policy.metric} for {name}, whose floor is {figure(floor)}."
     else:
+        ends = metric_interval(_part(candidate, name), policy.metric, labels, policy.confidence, policy.resamples, seed)
+        low, high = map(finite, ends)
         outcome = "which meets" if passed else "which misses"
         reason = f"{policy.metric} in {name} ({figures['rows']:,.0f} rows) is {figure(value)}, {outcome} its floor of {figure(floor)}."
-    return Gate(f"slice_floors.{name}", passed, reason, finite(value), finite(floor), on_fail="REJECT")
+    return Gate(f"slice_floors.{name}", passed, reason, finite(value), finite(floor), low, high, on_fail="REJECT")
 
 
 def negative_flips(candidate: Side, champion: Side, policy: Policy, labels: Sequence[str]) -> Gate:

@@ -88,7 +88,10 @@ def decide(
             (f"margins.{name}", partial(margin, candidate, champion, name, largest, policy, labels, seed))
             for name, largest in policy.margins.items()
         ),
-        *((f"slice_floors.{name}", partial(slice_floor, ours, name, floor, policy)) for name, floor in policy.slice_floors.items()),
+        *(
+            (f"slice_floors.{name}", partial(slice_floor, candidate, name, floor, policy, labels, seed))
+            for name, floor in policy.slice_floors.items()
+        ),
         ("slices", partial(slices, candidate, champion, policy, labels, seed)),
         ("negative_flips", partial(negative_flips, candidate, champion, policy, labels)),
         *((f"max_changed.{name}", partial(changed, ours, name, largest, policy)) for name, largest in policy.max_changed.items()),

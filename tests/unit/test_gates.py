@@ -151,7 +151,10 @@ def test_a_floor_of_a_named_set_counts_however_small_it_is(right: int, verdict: 
     asked = Policy(metric="accuracy", resamples=200, looks_per_test_split=1, slice_floors={"set=regression": 1.0})
     decision = decide(candidate, side(POOR, sets={"regression": first(0, 4)}), asked, LABELS, barred=False, same_release=False)
     assert decision.verdict == verdict
-    assert "in set=regression (4 rows)" in gate(decision, "slice_floors.set=regression")["reason"]
+    found = gate(decision, "slice_floors.set=regression")
+    assert "in set=regression (4 rows)" in found["reason"]
+    assert found["low"] <= found["value"] <= found["high"]
+    assert (found["low"] < 1) == (right < 4), "all rows right in every resample"
 
 
 def test_a_floor_of_a_slice_that_is_not_there_rejects() -> None:

@@ -31,7 +31,7 @@ from retune.evaluation.sums import Floats
 from retune.policy import TASK_METRICS
 from retune.records import Comparison
 
-__all__ = ["BEYOND", "ROUNDING", "compare_groups", "measurably_better", "paired_bootstrap", "swap_test"]
+__all__ = ["BEYOND", "ROUNDING", "compare_groups", "measurably_better", "metric_interval", "paired_bootstrap", "swap_test"]
 
 CHUNK_CELLS = 1_000_000
 """Draws held at a time, resamples times groups: about 25 MB."""
@@ -101,6 +101,16 @@ def paired_bootstrap(
         won_high=won_high,
         mcnemar=mcnemar(won, lost),
     )
+
+
+def metric_interval(
+    predictions: pd.DataFrame, metric: str, labels: Sequence[str], confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Ends of the bootstrap's interval of one release's metric, each at `confidence`; whole groups are drawn, as in `paired_bootstrap`."""
+    sums, total = _sums_of(metric, labels)
+    of_group = _by_group(sums(predictions), pd.factorize(predictions["group"])[0])
+    values = np.concatenate([total(draws @ of_group) for draws in _draws(np.ones(len(of_group), dtype=np.int64), resamples, seed)])
+    return float(np.quantile(values, 1 - confidence, method="lower")), float(np.quantile(values, confidence, method="higher"))
 
 
 def measurably_better(low: float, gain: float, min_gain: float) -> bool:
