@@ -1,5 +1,6 @@
-"""Every verdict with its reason, from landing to ledger: real stages, real releases of an example prompt. The tests run in order."""
+"""Every verdict with its reason, through the DAGs on the embedded stack: real releases of an example prompt. The tests run in order."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,10 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
-from loops import loop
+from checkouts import run
 
 from retune.ledger import Entry, Ledger
-from retune.settings import Settings
 from retune.store import open_store
-from retune.tasks.ingest import ingest
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
@@ -24,45 +23,51 @@ GUARDED = {"promote.max_slice_gap": 0.1, "promote.max_negative_flips": 0.2}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def champion(project: Path) -> Entry:
+def champion(project: Path) -> Iterator[Entry]:
     """The first promotion: one that is better than the template alone and breaks nothing."""
     path = project / f"prompts/{NAME}.yaml"
     prompt = yaml.safe_load(path.read_text("utf-8"))
-    short = {"trials": [{}], "evaluate": {"few_shot": 0, "probes": {"rows": 40, "perturbations": ["typos", "case"]}}}
+    short = {
+        "trials": [{}],
+        "schedule": {"on_new_data": False},
+        "evaluate": {"few_shot": 0, "probes": {"rows": 40, "perturbations": ["typos", "case"]}},
+    }
     path.write_text(yaml.safe_dump({**prompt, **short}, sort_keys=False), "utf-8")
-    land(project, "1")
-    promoted = loop(NAME, "first", overrides=GUARDED)
-    assert promoted is not None
-    assert promoted["verdict"] == "PROMOTE"
-    return last()
+    run(project, "retune.cli", "up")
+    try:
+        land(project, *(ROOT / f"examples/batches/{NAME}/1").iterdir())
+        assert judged(project, "better", **GUARDED)[0] == "PROMOTE"
+        yield last(project)
+    finally:
+        run(project, "retune.cli", "down")
 
 
-def land(project: Path, batch: str) -> None:
-    landing = project / f".retune/landing/{NAME}"
-    landing.mkdir(parents=True, exist_ok=True)
-    for file in (ROOT / f"examples/batches/{NAME}/{batch}").iterdir():
-        (landing / file.name).write_bytes(file.read_bytes())
-    assert ingest(NAME, f"ingest {batch}", "test") is not None
+def land(project: Path, *files: Path) -> None:
+    run(project, "retune.cli", "land", NAME, *map(str, files))
+    run(project, "retune.cli", "run", "ingest")
 
 
-def last() -> Entry:
-    return Ledger(open_store(Settings.load().store), NAME).entries()[-1]
+def last(project: Path) -> Entry:
+    return Ledger(open_store(str(project / ".retune/store")), NAME).entries()[-1]
 
 
-def judged(run_id: str, **overrides: Any) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Verdict of a run and its gates by name, as the ledger has them; MLflow says the same."""
-    ended = loop(NAME, run_id, overrides=overrides, force=True)
-    assert ended is not None
-    entry = last()
-    assert entry.body["dag_run_id"] == run_id
+def judged(project: Path, reason: str, **overrides: Any) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Verdict of a DAG run and its gates by name, as the ledger has them; what the command prints and MLflow say the same."""
+    settings = [word for name, value in overrides.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    told = json.loads(run(project, "retune.cli", "run", NAME, "--force", "--json", "--reason", reason, *settings).stdout)
+    entry = last(project)
     decision = entry.body["decision"]
-    assert (decision["verdict"], entry.kind) == (ended["verdict"], ended["verdict"].lower())
-    assert entry.reason == decision["reasons"][0]
-    run = mlflow.MlflowClient(Settings.load().tracking_uri).get_run(entry.body["mlflow_run_id"])
-    assert run.data.tags["retune.verdict"] == ended["verdict"]
-    assert run.info.status == "FINISHED"
-    print(run_id, entry.reason)
-    return ended["verdict"], {gate["name"]: gate for gate in decision["gates"]}
+    assert (entry.body["dag_run_id"], entry.body["triggered"]["reason"]) == (told["dag_run_id"], reason)
+    assert (told["state"], told["verdict"], told["reasons"]) == ("success", decision["verdict"], decision["reasons"])
+    assert (entry.kind, entry.reason) == (decision["verdict"].lower(), decision["reasons"][0])
+    stack = json.loads((project / ".retune/stack.json").read_text("utf-8"))
+    client = mlflow.MlflowClient(stack["mlflow_url"])
+    found = client.get_run(entry.body["mlflow_run_id"])
+    assert (found.data.tags["retune.verdict"], found.info.status) == (decision["verdict"], "FINISHED")
+    page = Path(client.download_artifacts(found.info.run_id, "decision/report.html")).read_text("utf-8")
+    assert f"{NAME}: {decision['verdict']}" in page
+    print(reason, entry.reason)
+    return decision["verdict"], {gate["name"]: gate for gate in decision["gates"]}
 
 
 @contextmanager
@@ -91,32 +96,45 @@ def test_probes_of_both_releases_are_measured_and_kept(champion: Entry) -> None:
     assert gates["negative_flips"]["threshold"] == 0.2
 
 
-def test_one_that_is_equal_is_held() -> None:
-    verdict, gates = judged("equal", **{"tune.warmup_steps": 11})
+def test_one_that_is_equal_is_held(project: Path) -> None:
+    verdict, gates = judged(project, "equal", **{"tune.warmup_steps": 11})
     assert verdict == "HOLD"
     assert failed(gates) == ["gain"]
     assert "cannot be told from the champion's" in gates["gain"]["reason"]
 
 
-def test_one_that_is_worse_is_rejected() -> None:
-    verdict, gates = judged("worse", **{"tune.method": "none"})
+def test_one_that_is_worse_is_rejected(project: Path) -> None:
+    verdict, gates = judged(project, "worse", **{"tune.method": "none"})
     assert verdict == "REJECT"
     assert "macro_f1 is measurably worse" in gates["gain"]["reason"]
 
 
 def test_one_whose_figures_are_no_numbers_is_rejected(project: Path) -> None:
     with bug(project, 'predictions.loc[predictions.index[: release.prompt.tune.warmup_steps == 12], "p_low"] = float("nan")'):
-        verdict, gates = judged("nan", **{"tune.warmup_steps": 12})
+        verdict, gates = judged(project, "nan", **{"tune.warmup_steps": 12})
     assert verdict == "REJECT"
     assert "log_loss is nan" in gates["complete"]["reason"]
 
 
 def test_one_that_was_evaluated_on_other_rows_is_held(project: Path) -> None:
     with bug(project, "predictions = predictions.iloc[release.prompt.tune.warmup_steps == 13 :]"):
-        verdict, gates = judged("other rows", **{"tune.warmup_steps": 13})
+        verdict, gates = judged(project, "other rows", **{"tune.warmup_steps": 13})
     assert verdict == "HOLD"
     assert "172 and 173 rows" in gates["same_test_rows"]["reason"]
     assert "gain" in failed(gates), "nothing is compared across other rows"
+
+
+def test_one_whose_required_check_fails_is_rejected(project: Path) -> None:
+    path = project / f"prompts/{NAME}.checks.yaml"
+    before = path.read_text("utf-8")
+    outage = {"text": "I am furious! The whole office is down and nobody can work. This is an emergency, act immediately."}
+    path.write_text(yaml.safe_dump({"checks": [{"name": "never", "input": outage, "equals": "low"}]}), "utf-8")
+    try:
+        verdict, gates = judged(project, "check", **{"tune.warmup_steps": 14})
+    finally:
+        path.write_text(before, "utf-8")
+    assert verdict == "REJECT"
+    assert gates["checks"]["reason"].startswith("1 of 1 required checks failed. never: Expected 'low'; got '")
 
 
 def test_one_that_is_better_and_breaks_a_slice_is_rejected(project: Path) -> None:
@@ -138,10 +156,8 @@ def test_one_that_is_better_and_breaks_a_slice_is_rejected(project: Path) -> Non
         ],
         project / "later",
     )
-    for file in ("new.csv", "phone.csv"):
-        (project / f".retune/landing/{NAME}/{file}").write_bytes((project / "later" / file).read_bytes())
-    assert ingest(NAME, "ingest later", "test") is not None
-    verdict, gates = judged("breaks the phone", **GUARDED)
+    land(project, project / "later/new.csv", project / "later/phone.csv")
+    verdict, gates = judged(project, "breaks the phone", **GUARDED)
     assert gates["gain"]["passed"], gates["gain"]["reason"]
     assert verdict == "REJECT"
     assert "channel=phone" in gates["slices"]["reason"]
