@@ -110,14 +110,14 @@ def test_one_that_is_worse_is_rejected(project: Path) -> None:
 
 
 def test_one_whose_figures_are_no_numbers_is_rejected(project: Path) -> None:
-    with bug(project, 'predictions.loc[predictions.index[: release.prompt.tune.warmup_steps == 12], "p_low"] = float("nan")'):
+    with bug(project, 'predictions.loc[predictions.index[: int(release.prompt.tune.warmup_steps == 12)], "p_low"] = float("nan")'):
         verdict, gates = judged(project, "nan", **{"tune.warmup_steps": 12})
     assert verdict == "REJECT"
     assert "log_loss is nan" in gates["complete"]["reason"]
 
 
 def test_one_that_was_evaluated_on_other_rows_is_held(project: Path) -> None:
-    with bug(project, "predictions = predictions.iloc[release.prompt.tune.warmup_steps == 13 :]"):
+    with bug(project, "predictions = predictions.iloc[int(release.prompt.tune.warmup_steps == 13) :]"):
         verdict, gates = judged(project, "other rows", **{"tune.warmup_steps": 13})
     assert verdict == "HOLD"
     assert "172 and 173 rows" in gates["same_test_rows"]["reason"]
