@@ -151,13 +151,13 @@ def test_one_that_is_better_and_breaks_a_slice_is_rejected(project: Path) -> Non
     write_batches(
         NAME,
         [
-            Landing("new.csv", clean=700, answers=example.HIGHEST_OF_THREE, channels={"email": 5, "web": 3}, **shared),
-            Landing("phone.csv", clean=260, answers=example.HIGHER_OF_TWO, channels={"phone": 1}, **shared),
+            Landing("new.csv", clean=1000, answers=example.HIGHEST_OF_THREE, channels={"email": 5, "web": 3}, **shared),
+            Landing("phone.csv", clean=150, answers=example.HIGHER_OF_TWO, channels={"phone": 1}, **shared),
         ],
         project / "later",
     )
     land(project, project / "later/new.csv", project / "later/phone.csv")
-    verdict, gates = judged(project, "breaks the phone", **GUARDED)
+    verdict, gates = judged(project, "breaks the phone", **GUARDED, **{"promote.looks_per_test_split": 2})
     assert gates["gain"]["passed"], gates["gain"]["reason"]
     assert verdict == "REJECT"
     assert "channel=phone" in gates["slices"]["reason"]
