@@ -1,11 +1,24 @@
 """Typed records that pass between the parts. All turn into plain JSON (`to_json`) and back (`from_json`)."""
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 __all__ = ["CheckResult", "Comparison", "Decision", "Evaluation", "Gate", "Lineage", "Measured", "Trigger", "Verdict"]
 
 Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
+
+
+_FIGURES = ("metrics", "per_class", "slices", "sets")
+"""Fields of an `Evaluation` that hold nothing but figures."""
+
+
+def _each_number(value: Any, change: Callable[[float], Any]) -> Any:
+    """A nested mapping with its floats changed, null among them as NaN; whole numbers stay."""
+    if isinstance(value, dict):
+        return {key: _each_number(item, change) for key, item in value.items()}
+    return change(math.nan if value is None else value) if value is None or isinstance(value, float) else value
 
 
 class _Record:
@@ -74,6 +87,16 @@ class Evaluation(_Record):
     """Labelled set or probe -> metrics and rows; of a probe `changed` too, the share of rows with another output than unchanged."""
     signatures: dict[str, str] = field(default_factory=dict)
     """Metric -> how it was computed, in its library's own words (bleu, chrf)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A figure that is no finite number becomes null: JSON has none, and Airflow hands none on."""
+        plain: dict[str, Any] = _each_number(super().to_json(), lambda value: value if math.isfinite(value) else None)
+        return plain
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """null becomes NaN, which the gate refuses."""
+        return cls(**{name: _each_number(part, float) if name in _FIGURES else part for name, part in value.items()})
 
 
 @dataclass(frozen=True)
