@@ -11,7 +11,7 @@ from retune.errors import BadInputError
 from retune.evaluation.comparison import ROUNDING, metric_interval, paired_bootstrap
 from retune.evaluation.flips import flips, share_bounds
 from retune.evaluation.metrics import Metric, metric_named
-from retune.evaluation.predictions import slice_values
+from retune.evaluation.predictions import check_pair, slice_values
 from retune.policy import Policy
 from retune.records import Evaluation, Gate
 
@@ -72,6 +72,7 @@ def slice_floor(candidate: Side, name: str, floor: float, policy: Policy, labels
 
 def negative_flips(candidate: Side, champion: Side, policy: Policy, labels: Sequence[str]) -> Gate:
     """Rows that the champion has right and the candidate wrong: what users notice (arXiv:2011.09161)."""
+    check_pair(candidate.predictions, champion.predictions, labels)
     lost, won = flips(candidate.predictions, champion.predictions, labels)
     rows, count = len(lost), int(lost.sum())
     low, high = share_bounds(count, rows, policy.confidence)

@@ -141,7 +141,7 @@ def test_a_labelled_set_and_a_probe_are_guarded_like_slices() -> None:
 
 def test_a_set_that_one_side_lacks_is_no_promotion() -> None:
     with_set, without = side(GOOD, sets={"old_failures": first(40, 50)}), side(GOOD)
-    assert judge(without, replace(with_set, **{}), max_slice_gap=0.1).verdict == "REJECT"
+    assert judge(without, with_set, max_slice_gap=0.1).verdict == "REJECT"
     assert gate(judge(with_set, side(POOR)), "slices")["passed"] is False
 
 

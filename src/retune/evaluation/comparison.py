@@ -26,7 +26,7 @@ from retune.evaluation.classification import CLASSIFICATION
 from retune.evaluation.flips import flips, mcnemar, share_bounds
 from retune.evaluation.generation import GENERATION
 from retune.evaluation.metrics import metric_named
-from retune.evaluation.predictions import check_predictions
+from retune.evaluation.predictions import check_pair
 from retune.evaluation.sums import Floats
 from retune.policy import TASK_METRICS
 from retune.records import Comparison
@@ -70,7 +70,7 @@ def paired_bootstrap(
         raise ConfigError(f"metric must be one of {', '.join(TASK_METRICS[task])} for task: {task}, got {metric!r}")
     if not 0.5 < confidence < 1 or resamples < 1:
         raise ConfigError(f"confidence must be > 0.5 and < 1 and resamples >= 1, got {confidence} and {resamples}")
-    _check_pair(candidate, champion, labels)
+    check_pair(candidate, champion, labels)
     sums, total = _sums_of(metric, labels)
     groups = pd.factorize(candidate["group"])[0]
     ours, theirs = _by_group(sums(candidate), groups), _by_group(sums(champion), groups)
@@ -164,22 +164,6 @@ def _sums_of(metric: str, labels: Sequence[str]) -> tuple[Callable[[pd.DataFrame
         return GENERATION[metric]
     sums, total = CLASSIFICATION[metric]
     return lambda predictions: sums(predictions, labels), total
-
-
-def _check_pair(candidate: pd.DataFrame, champion: pd.DataFrame, labels: Sequence[str]) -> None:
-    check_predictions(candidate, labels)
-    check_predictions(champion, labels)
-    if len(candidate) != len(champion):
-        raise BadInputError(f"both releases must be evaluated on the same test rows, got {len(candidate)} and {len(champion)} rows")
-    for column in ("id", "target", "group"):
-        ours, theirs = candidate[column].astype(object).to_numpy(), champion[column].astype(object).to_numpy()
-        differing = np.flatnonzero(ours != theirs)
-        if len(differing):
-            row = int(differing[0])
-            raise BadInputError(
-                f"both releases must be evaluated on the same test rows in the same order: {column} differs in {len(differing)} rows, "
-                f"first in row {row}: {ours[row]!r} and {theirs[row]!r}"
-            )
 
 
 def _draws(alike: npt.NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:

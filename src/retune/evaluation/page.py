@@ -23,10 +23,11 @@ from retune.errors import BadInputError
 from retune.evaluation import tables
 from retune.evaluation.charts import curves_chart, gain_chart, reliability, reliability_chart
 from retune.evaluation.metrics import confusion
+from retune.evaluation.predictions import check_pair
 from retune.evaluation.roles import CANDIDATE, CHAMPION, ROLE_TITLES
 from retune.evaluation.sample import GRADES, Sample
 from retune.evaluation.tables import Table
-from retune.evaluation.worst_flips import Flips, pair, worst_flips
+from retune.evaluation.worst_flips import Flips, worst_flips
 from retune.records import CheckResult, Decision, Evaluation, Lineage, Measured, Trigger
 from retune.text import split_references
 
@@ -156,7 +157,7 @@ def _flips(report: Report) -> dict[str, Any]:
 
 def _sample(report: Report) -> list[Answered]:
     """The rows as they are rated: the two outputs as A and B."""
-    pair(report.predictions[CANDIDATE], report.predictions[CHAMPION], list(report.prompt.labels))
+    check_pair(report.predictions[CANDIDATE], report.predictions[CHAMPION], list(report.prompt.labels))
     places = {str(row): place for place, row in enumerate(report.predictions[CANDIDATE]["id"])}
     shown = []
     for row, first in report.sample.rows:

@@ -26,7 +26,7 @@ import pandas as pd
 
 from retune.errors import BadInputError
 
-__all__ = ["MISSING_SLICE", "check_predictions", "fit_labels", "label_codes", "probabilities", "rows_sha256", "slice_values"]
+__all__ = ["MISSING_SLICE", "check_pair", "check_predictions", "fit_labels", "label_codes", "probabilities", "rows_sha256", "slice_values"]
 
 MISSING_SLICE = "(none)"
 """Shown for rows without a value in a slice column."""
@@ -59,6 +59,26 @@ def check_predictions(predictions: pd.DataFrame, labels: Sequence[str], slices: 
         if unknown.any():
             example = predictions["target"][unknown].iloc[0]
             raise BadInputError(f"target must be one of {', '.join(labels)}, got {example!r} ({int(unknown.sum())} such rows)")
+
+
+def check_pair(candidate: pd.DataFrame, champion: pd.DataFrame, labels: Sequence[str]) -> None:
+    """Refuses two frames that are not predictions of the same rows in the same order.
+
+    Raises BadInputError naming the column and the first row that differs.
+    """
+    check_predictions(candidate, labels)
+    check_predictions(champion, labels)
+    if len(candidate) != len(champion):
+        raise BadInputError(f"both releases must be evaluated on the same test rows, got {len(candidate)} and {len(champion)} rows")
+    for column in ("id", "target", "group"):
+        ours, theirs = candidate[column].astype(object).to_numpy(), champion[column].astype(object).to_numpy()
+        differing = np.flatnonzero(ours != theirs)
+        if len(differing):
+            row = int(differing[0])
+            raise BadInputError(
+                f"both releases must be evaluated on the same test rows in the same order: {column} differs in {len(differing)} rows, "
+                f"first in row {row}: {ours[row]!r} and {theirs[row]!r}"
+            )
 
 
 def label_codes(values: "pd.Series[str]", labels: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -1,19 +1,17 @@
 """The flips that a person should see: rows that one release has right and the other wrong, or whose text fell furthest."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from retune.config import Prompt
-from retune.errors import BadInputError
 from retune.evaluation.flips import flips
-from retune.evaluation.predictions import check_predictions
+from retune.evaluation.predictions import check_pair
 from retune.evaluation.rouge import ROUGE, rouge
 from retune.text import split_references
 
-__all__ = ["Flip", "Flips", "pair", "worst_flips"]
+__all__ = ["Flip", "Flips", "worst_flips"]
 
 MOST_NEGATIVE, MOST_POSITIVE, MOST_FALLS = 30, 10, 10
 """Rows that are listed."""
@@ -39,21 +37,13 @@ class Flips:
     """The worst first."""
 
 
-def pair(candidate: pd.DataFrame, champion: pd.DataFrame, labels: Sequence[str]) -> None:
-    """Raises BadInputError for frames that are no predictions of the same rows in the same order."""
-    for frame in (candidate, champion):
-        check_predictions(frame, labels)
-    if list(candidate["id"]) != list(champion["id"]) or list(candidate["target"]) != list(champion["target"]):
-        raise BadInputError("the two releases did not answer the same test rows")
-
-
 def worst_flips(candidate: pd.DataFrame, champion: pd.DataFrame, prompt: Prompt) -> Flips:
     """task: classification: rows whose label is right for one and wrong for the other; those of which the candidate is surest come first.
     task: generation: counts by exact match; listed are the rows whose ROUGE-L fell most.
 
-    Raises BadInputError as `pair` does.
+    Raises BadInputError as `check_pair` does.
     """
-    pair(candidate, champion, list(prompt.labels))
+    check_pair(candidate, champion, list(prompt.labels))
     lost, won = flips(candidate, champion, list(prompt.labels))
     if prompt.task == "generation":
         before, after = _rouge_l(champion), _rouge_l(candidate)

@@ -209,7 +209,7 @@ def test_frames_that_do_not_fit_are_said_to_and_the_rest_is_shown(report: Report
     candidate = report.predictions["candidate"].assign(p_low=np.nan)
     refused = Decision("REJECT", ["The candidate's figures are not complete."], report.decision.gates, None)
     seen = Seen(decision_page(replace(report, decision=refused, predictions={"candidate": candidate, "champion": champion})))
-    assert seen.text.count("Not shown: the two releases did not answer the same test rows") == 2
+    assert seen.text.count("Not shown: both releases must be evaluated on the same test rows") == 2
     assert "The two could not be compared; the gates say why." in seen.text
     assert "Reliability of the champion" in seen.text
     assert "Reliability of the candidate" not in seen.text, "no row has probabilities"
