@@ -71,7 +71,7 @@ def test_the_states_of_mlflow_runs_follow_the_tasks(registry: Registry) -> None:
     run: Any = resolve(NAME, trigger("too long"), {"tune.num_virtual_tokens": 1000})
     run = retrain.preprocess(run)
     parent = run["mlflow_run_id"]
-    trial, _ = retrain.plan(run)
+    trial = retrain.plan(run)[0]
     with pytest.raises(BadInputError, match="prompt too long"):
         retrain.tune(run, trial)
     (child,) = client.search_runs([client.get_run(parent).info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")

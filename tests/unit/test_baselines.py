@@ -17,7 +17,7 @@ SAME = {"tune.method": "few_shot"}
 
 def run_of(family: str | None = "decoder", **overrides: Any) -> dict[str, Any]:
     """What the tasks before `plan` leave of a run."""
-    prompt = override(load_prompt(ROOT / "prompts/ticket_priority.yaml"), overrides)
+    prompt = override(load_prompt(ROOT / "prompts/ticket_priority.yaml"), {"evaluate.few_shot": 4} | overrides)
     earlier = {role: {"release": role, "outs": [{"path": "x", "md5": role}]} for role in ("champion", "baseline")}
     return {
         "prompt": prompt.model_dump(mode="json"),
