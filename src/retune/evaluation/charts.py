@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from retune.evaluation.predictions import check_predictions, label_codes, probabilities
+from retune.evaluation.classification import BINS, bin_sums
+from retune.evaluation.predictions import check_predictions
 
 __all__ = ["Bin", "curves_chart", "gain_chart", "reliability", "reliability_chart"]
 
@@ -36,23 +37,18 @@ class Bin:
     """Share of rows that are right; NaN without rows."""
 
 
-def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 10) -> list[Bin]:
-    """Bins of equal width from 0 to 1; rows whose probabilities are no finite numbers are in none.
+def reliability(predictions: pd.DataFrame, labels: Sequence[str]) -> list[Bin]:
+    """The bins of the calibration error; rows whose probabilities are no finite numbers are in none.
 
     Raises BadInputError for a frame that is not one, or where finite values are no probabilities.
     """
     check_predictions(predictions, labels)
-    surest = probabilities(predictions, labels).max(axis=1)
-    known = np.isfinite(surest)
-    right = label_codes(predictions["target"], labels) == label_codes(predictions["prediction"], labels)
-    place = np.minimum((surest[known] * bins).astype(int), bins - 1)
-    found = []
-    for number in range(bins):
-        inside = place == number
-        count = int(inside.sum())
-        means = (float(values[known][inside].mean()) if count else math.nan for values in (surest, right))
-        found.append(Bin(number / bins, (number + 1) / bins, count, *means))
-    return found
+    sums = bin_sums(predictions, labels)
+    sums = sums[np.isfinite(sums).all(axis=1)].sum(axis=0).reshape(3, BINS).T
+    return [
+        Bin(number / BINS, (number + 1) / BINS, int(rows), *((float(total / rows) for total in totals) if rows else (math.nan, math.nan)))
+        for number, (rows, *totals) in enumerate(sums)
+    ]
 
 
 def gain_chart(comparison: Mapping[str, Any], min_gain: float) -> Markup:
