@@ -18,7 +18,7 @@ from datetime import timedelta
 
 from airflow.sdk import dag, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
-from retune_dags import DEFAULT_ARGS, PROMPTS, schedule_of, trigger_of
+from retune_dags import DEFAULT_ARGS, PROMPTS, RETRAIN, schedule_of, trigger_of
 from retune_forms import overrides_of, retrain_form
 from retune_operators import ApprovePromotion, retune_short_circuit, retune_task
 
@@ -27,7 +27,7 @@ def retrain(name: str):
     policy = PROMPTS[name].promote
 
     @dag(
-        dag_id=f"retrain_{name}",
+        dag_id=f"{RETRAIN}{name}",
         schedule=schedule_of(PROMPTS[name]),
         catchup=False,
         max_active_runs=1,

@@ -7,15 +7,37 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
-from airflow.sdk import Asset, AssetOrTimeSchedule, Context, CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk import (
+    Asset,
+    AssetOrTimeSchedule,
+    Context,
+    CronTriggerTimetable,
+    ExceptionRetryPolicy,
+    RetryAction,
+    RetryRule,
+    get_parsing_context,
+)
 from airflow.sdk.configuration import conf
 from retune_notifier import RetuneNotifier
 
-from retune.config import Prompt, load_prompts
+from retune.config import Prompt, load_prompt, load_prompts
 from retune.errors import BadInputError, ConfigError, IntegrityError
 from retune.settings import Settings
 
-PROMPTS = load_prompts(Settings.load().prompts)
+RETRAIN = "retrain_"
+
+
+def _prompts() -> dict[str, Prompt]:
+    """Every prompt by name; where a task of one prompt's DAG starts, that prompt alone: a start must not cost more with more prompts."""
+    folder = Settings.load().prompts
+    dag_id = get_parsing_context().dag_id or ""
+    if dag_id.startswith(RETRAIN):
+        name = dag_id.removeprefix(RETRAIN)
+        return {name: load_prompt(folder / f"{name}.yaml")}
+    return load_prompts(folder)
+
+
+PROMPTS = _prompts()
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "retune",

@@ -12,6 +12,7 @@ from retune.errors import ConfigError
 __all__ = ["overrides_of", "retrain_form"]
 
 PREFIX = "tune."
+SETTINGS: dict[str, Any] = Tune.model_json_schema()["properties"]
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -38,7 +39,7 @@ def retrain_form(prompt: Prompt) -> dict[str, Param]:
             title="Write a git patch",
             description="data.dvc and dvc.lock of this run as an MLflow artifact that `git apply` takes; nothing is committed",
         ),
-        **{f"{PREFIX}{name}": _field(name, schema, prompt) for name, schema in Tune.model_json_schema()["properties"].items()},
+        **{f"{PREFIX}{name}": _field(name, schema, prompt) for name, schema in SETTINGS.items()},
         "trials": Param(
             None,
             type=["null", "array"],

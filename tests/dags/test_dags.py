@@ -29,6 +29,14 @@ def test_all_files_parse(parsed: dict[str, Any]) -> None:
     assert sorted(parsed["dags"]) == ["ingest", RETRAIN, "retrain_ticket_summary", "rollback"]
 
 
+def test_a_task_reads_its_own_prompt_alone(airflow_environ: dict[str, str]) -> None:
+    """As Airflow's task process parses: the name of the task's DAG is told."""
+    found = parse(airflow_environ | {"_AIRFLOW_PARSING_CONTEXT_DAG_ID": RETRAIN})
+    assert found["errors"] == {}
+    assert sorted(found["dags"]) == ["ingest", RETRAIN, "rollback"]
+    assert list(found["dags"][RETRAIN]["tasks"]) == list(EDGES)
+
+
 def test_parsing_imports_nothing_heavy(parsed: dict[str, Any]) -> None:
     assert parsed["heavy"] == []
 
