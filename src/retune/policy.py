@@ -10,7 +10,7 @@ SHA256 = r"^[0-9a-f]{64}$"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class BaseModelRef(Section):

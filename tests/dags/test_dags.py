@@ -77,7 +77,7 @@ def test_bad_input_fails_at_once_and_a_passing_fault_is_retried(parsed: dict[str
 def test_ingest_has_a_task_and_an_asset_per_prompt(parsed: dict[str, Any]) -> None:
     dag = parsed["dags"]["ingest"]
     assert {name: (task["outlets"], task["downstream"]) for name, task in dag["tasks"].items()} == {
-        f"ingest_{name}": ([f"retune://data/{name}"], []) for name in ("ticket_priority", "ticket_summary")
+        f"ingest_{name}": ([f"x-retune://data/{name}"], []) for name in ("ticket_priority", "ticket_summary")
     }
     assert dag["cron"] == "0 2 * * *"
     assert (dag["max_active_runs"], dag["catchup"], dag["doc"]) == (1, False, True)
