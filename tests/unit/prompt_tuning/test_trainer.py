@@ -81,7 +81,7 @@ def test_every_step_is_that_of_a_plain_peft_loop(llama):
     weight = model.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         weight.copy_(start)
-    optimizer = torch.optim.AdamW([weight], lr=0.05, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([weight], lr=0.05, betas=(0.8, 0.95), weight_decay=0.1)
     losses = []
     for step, (_, numbers) in enumerate(epoch_batches(32, 8, 2, 13), 1):
         batch = tiny.padded([train[i] for i in numbers], "right")
