@@ -22,8 +22,8 @@ __all__ = ["BETAS", "LEAST_LEARNING_RATE", "VALIDATION_TOKENS", "OnStep", "Tuned
 LEAST_LEARNING_RATE = 1e-3
 """Below it a soft prompt learns little or nothing (PERFORMANCE.md: 94 % at .01, 37 % at 5e-5): a run warns."""
 BETAS = (0.8, 0.95)
-"""Of AdamW. A tuning run has hundreds of steps; torch's (.9, .999) remember longer than that. On the example prompts, at the same rates over
-3 epochs and means over seeds, these gave a validation loss of .119 and .69 where those gave .154 and .77."""
+"""Of AdamW. A tuning run has hundreds of steps; torch's (.9, .999) remember longer than that. On the example prompts, at the same
+rates over 3 epochs and means over seeds, these gave a validation loss of .119 and .69 where those gave .154 and .77."""
 VALIDATION_TOKENS = 1024
 """Tokens of a forward pass over the validation split: of 4096, one took 1.4 times as long on a CPU."""
 
