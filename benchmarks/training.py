@@ -44,6 +44,8 @@ class Case:
     soft: int
     """P"""
     rounds: int = 5
+    precisions: bool = False
+    """Whether bf16 weights and oneDNN are measured beside fp32: they cost as much again and more."""
 
     def __str__(self) -> str:
         return f"{self.size}, vocabulary {self.vocab // 1000}k, P={self.soft}"
@@ -55,17 +57,17 @@ class Case:
 
 
 CASES = (
-    Case("5M", 32_000, 20),
-    Case("5M", 32_000, 100),
-    Case("30M", 32_000, 20),
-    Case("30M", 32_000, 100),
-    Case("125M", 32_000, 20),
-    Case("125M", 32_000, 100),
+    Case("5M", 32_000, 20, 3),
+    Case("5M", 32_000, 100, precisions=True),
+    Case("30M", 32_000, 20, 3),
+    Case("30M", 32_000, 100, precisions=True),
+    Case("125M", 32_000, 20, 3),
+    Case("125M", 32_000, 100, precisions=True),
     Case("5M", 152_000, 20, 3),
     Case("5M", 152_000, 100, 3),
 )
 ALLOCATOR = CASES[1]
-QUICK = Case("5M", 4_000, 20, 2)
+QUICK = Case("5M", 4_000, 20, 2, precisions=True)
 
 
 def measure(quick: bool) -> list[Row]:
@@ -100,18 +102,10 @@ def _measured(case: Case) -> list[Row]:
     base, model = random_base(case.size, case.vocab), random_model(case.size, case.vocab)
     start = start_prompt(case.size, case.soft)
     loops: dict[str, Loop] = {"trainer": PeftTrainer(with_peft(model, start)), "retune": retune_loop(base, start)}
-    missing = [skipped(FIGURE, f"{case}, bf16 weights", "this CPU has neither avx512_bf16 nor amx_bf16")] if not _has_bf16() else []
-    error, same = _onednn_probe(case.size)
-    onednn = f"{case}, fp32 by oneDNN"
-    if same:
-        missing.append(skipped(FIGURE, onednn, "on this CPU the setting changes no bit of a product"))
-    elif error >= ONEDNN_ERROR:
-        missing.append(skipped(FIGURE, onednn, f"relative error {error:.0e}"))
-    else:
-        loops |= {"retune oneDNN": _by_onednn(loops["retune"])}
-    if _has_bf16():
-        small, reference = random_base(case.size, case.vocab, torch.bfloat16), random_model(case.size, case.vocab, torch.bfloat16)
-        loops |= {"trainer bf16": PeftTrainer(with_peft(reference, start)), "retune bf16": retune_loop(small, start)}
+    missing: list[Row] = []
+    if case.precisions:
+        more, missing = _precisions(case, start, loops["retune"])
+        loops |= more
     seconds, samples = _rounds(case, loops)
     rows = [
         ratios(FIGURE, f"{case}, fp32: PEFT + Trainer, random batches / Retune", seconds["trainer"], seconds["retune"]),
@@ -120,6 +114,7 @@ def _measured(case: Case) -> list[Row]:
         of_rounds(RATE, f"{case}, fp32: Retune, the same batches", [samples / s for s in seconds["retune"]], "samples/s"),
     ]
     if "retune oneDNN" in loops:
+        onednn = f"{case}, fp32 by oneDNN"
         rows.append(ratios(FIGURE, f"{onednn}: PEFT + Trainer, random batches / Retune", seconds["trainer"], seconds["retune oneDNN"]))
         grouped = seconds["trainer grouped"], seconds["retune oneDNN grouped"]
         rows.append(ratios(FIGURE, f"{onednn}: PEFT + Trainer, grouped by length / Retune", *grouped))
@@ -129,6 +124,25 @@ def _measured(case: Case) -> list[Row]:
                 shown = f"{case}, bf16 weights: PEFT + Trainer in {name}, {kind} / Retune"
                 rows.append(ratios(FIGURE, shown, seconds[baseline + suffix], seconds["retune bf16" + suffix]))
     return rows + missing
+
+
+def _precisions(case: Case, start: torch.Tensor, retune: Loop) -> tuple[dict[str, Loop], list[Row]]:
+    """Loops with oneDNN's products and with bf16 weights, and the rows that say why there is none."""
+    loops: dict[str, Loop] = {}
+    missing: list[Row] = []
+    error, same = _onednn_probe(case.size)
+    if same:
+        missing.append(skipped(FIGURE, f"{case}, fp32 by oneDNN", "on this CPU the setting changes no bit of a product"))
+    elif error >= ONEDNN_ERROR:
+        missing.append(skipped(FIGURE, f"{case}, fp32 by oneDNN", f"relative error {error:.0e}"))
+    else:
+        loops["retune oneDNN"] = _by_onednn(retune)
+    if _has_bf16():
+        small, reference = random_base(case.size, case.vocab, torch.bfloat16), random_model(case.size, case.vocab, torch.bfloat16)
+        loops |= {"trainer bf16": PeftTrainer(with_peft(reference, start)), "retune bf16": retune_loop(small, start)}
+    else:
+        missing.append(skipped(FIGURE, f"{case}, bf16 weights", "this CPU has neither avx512_bf16 nor amx_bf16"))
+    return loops, missing
 
 
 def _rounds(case: Case, loops: dict[str, Loop]) -> tuple[dict[str, list[float]], int]:

@@ -38,7 +38,8 @@ def write_checks(project: Path, *checks: dict[str, Any]) -> None:
 def landed(project: Path) -> Path:
     path = project / f"prompts/{NAME}.yaml"
     prompt = yaml.safe_load(path.read_text("utf-8"))
-    path.write_text(yaml.safe_dump({**prompt, "trials": [{}]}, sort_keys=False), "utf-8")
+    short = {"trials": [{}], "evaluate": {"few_shot": 0, "probes": {"rows": 0}}}
+    path.write_text(yaml.safe_dump({**prompt, **short}, sort_keys=False), "utf-8")
     shutil.copytree(project / f"examples/batches/{NAME}/1", project / prompt["source"]["path"])
     assert ingest(NAME, "ingest", "test") is not None
     return project

@@ -14,7 +14,7 @@ from retune.store import open_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 SHARED = Path(os.environ.get("RETUNE_SHARED_DATA", Path(__file__).parents[3] / "shared/data")) / "clinc150"
-ROWS_A_DOMAIN = 150
+ROWS_A_DOMAIN = 50
 """Of each domain's rows, in the file's order: enough to run the loop, few enough for a test."""
 
 

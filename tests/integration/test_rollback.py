@@ -31,7 +31,8 @@ def registry(project: Path) -> Registry:
     """A prompt with the template alone as version 1 and a tuned champion as version 2."""
     path = project / f"prompts/{NAME}.yaml"
     prompt = yaml.safe_load(path.read_text("utf-8"))
-    path.write_text(yaml.safe_dump({**prompt, "trials": [{}]}, sort_keys=False), "utf-8")
+    short = {"trials": [{}], "evaluate": {"few_shot": 0, "probes": {"rows": 0}}}
+    path.write_text(yaml.safe_dump({**prompt, **short}, sort_keys=False), "utf-8")
     landing = project / prompt["source"]["path"]
     shutil.copytree(project / f"examples/batches/{NAME}/1", landing)
     assert ingest(NAME, "ingest", "test") is not None

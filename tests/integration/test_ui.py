@@ -291,7 +291,13 @@ def test_two_revisions_in_quick_succession_lose_nothing(project: Path, airflow: 
     """The second lands while the run of the first is at work; the last verdict is on all of the data."""
     path = project / f"prompts/{PROMPT}.yaml"
     prompt = yaml.safe_load(path.read_text("utf-8"))
-    quick = {**prompt, "trials": [{}], "tune": {**prompt["tune"], "epochs": 1}, "schedule": {"on_new_data": True, "min_new_rows": 0}}
+    quick = {
+        **prompt,
+        "trials": [{}],
+        "tune": {**prompt["tune"], "epochs": 1},
+        "evaluate": {"few_shot": 0, "probes": {"rows": 0}},
+        "schedule": {"on_new_data": True, "min_new_rows": 0},
+    }
     path.write_text(yaml.safe_dump(quick, sort_keys=False), "utf-8")
     time.sleep(35)  # until Airflow has read the file again
     barred = standing(entries(project)).barred

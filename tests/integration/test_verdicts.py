@@ -19,6 +19,8 @@ from retune.store import open_store
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 NAME = "ticket_priority"
+QUICK = {"tune.epochs": 1}
+"""For releases whose verdict does not rest on how good they are."""
 GUARDED = {"promote.max_slice_gap": 0.1, "promote.max_negative_flips": 0.2}
 
 
@@ -111,14 +113,14 @@ def test_one_that_is_worse_is_rejected(project: Path) -> None:
 
 def test_one_whose_figures_are_no_numbers_is_rejected(project: Path) -> None:
     with bug(project, 'predictions.loc[predictions.index[: int(release.prompt.tune.warmup_steps == 12)], "p_low"] = float("nan")'):
-        verdict, gates = judged(project, "nan", **{"tune.warmup_steps": 12})
+        verdict, gates = judged(project, "nan", **QUICK, **{"tune.warmup_steps": 12})
     assert verdict == "REJECT"
     assert "log_loss is nan" in gates["complete"]["reason"]
 
 
 def test_one_that_was_evaluated_on_other_rows_is_held(project: Path) -> None:
     with bug(project, "predictions = predictions.iloc[int(release.prompt.tune.warmup_steps == 13) :]"):
-        verdict, gates = judged(project, "other rows", **{"tune.warmup_steps": 13})
+        verdict, gates = judged(project, "other rows", **QUICK, **{"tune.warmup_steps": 13})
     assert verdict == "HOLD"
     assert "172 and 173 rows" in gates["same_test_rows"]["reason"]
     assert "gain" in failed(gates), "nothing is compared across other rows"
@@ -130,7 +132,7 @@ def test_one_whose_required_check_fails_is_rejected(project: Path) -> None:
     outage = {"text": "I am furious! The whole office is down and nobody can work. This is an emergency, act immediately."}
     path.write_text(yaml.safe_dump({"checks": [{"name": "never", "input": outage, "equals": "low"}]}), "utf-8")
     try:
-        verdict, gates = judged(project, "check", **{"tune.warmup_steps": 14})
+        verdict, gates = judged(project, "check", **QUICK, **{"tune.warmup_steps": 14})
     finally:
         path.write_text(before, "utf-8")
     assert verdict == "REJECT"
