@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pandera.pandas as pa
 
-from retune.text import normalise
+from retune.data.columns import normalised
 
 __all__ = ["KINDS", "Fields", "Tidied", "build_schema", "failures", "tidy"]
 
@@ -54,7 +54,7 @@ def tidy(frame: pd.DataFrame, fields: Fields) -> Tidied:
     respelled: dict[str, set[tuple[str, str]]] = {}
     columns: dict[str, pd.Series[Any]] = {}
     for name in fields.names:
-        values = frame[name].map(normalise, na_action="ignore").astype("str")
+        values = normalised(frame[name])
         allowed = fields.labels if name == fields.target else fields.slices.get(name)
         if allowed:
             declared = {value.casefold(): value for value in allowed}
