@@ -111,6 +111,9 @@ def layout_of(prompt: Prompt) -> Layout:
         delimiter=source.delimiter,
         quote=source.quote,
         encoding=source.encoding,
+        max_record=source.max_record_characters,
+        max_columns=source.max_columns,
+        max_expansion=source.max_expansion,
     )
 
 
