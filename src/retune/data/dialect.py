@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from retune.data.encoding import MAX_RECORD, Line
 
@@ -22,8 +22,7 @@ _MAX_RECORD_LINES = 1_000
 Ending = Literal["whole", "open", "broken"]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     fields: list[str]
     raw: str
     problem: str | None
@@ -74,11 +73,13 @@ def _scan(text: str, delimiter: str, quote: str) -> tuple[list[str], Ending, tup
     opened = (0, 0)
     position = 0
     while True:
-        if match := quoted.match(text, position):
+        # A field that begins with neither a quote nor a space is plain: most are, and a look costs less than a search.
+        may_open = text.startswith((quote, " "), position)
+        if may_open and (match := quoted.match(text, position)):
             fields.append(match[1].replace(quote * 2, quote))
             end = match.end()
         else:
-            if ending == "whole" and unclosed.match(text, position):
+            if may_open and ending == "whole" and unclosed.match(text, position):
                 ending = "open"
                 opened = (len(fields), position)
             end = text.find(delimiter, position)

@@ -196,21 +196,17 @@ def _take(chunk: Chunk, fields: Fields, schema: pa.DataFrameSchema, tally: _Tall
 
 
 def _keep(raw: pd.DataFrame, tidied: pd.DataFrame, fields: Fields, tally: _Tally) -> pd.DataFrame:
+    columns = {name: (raw if fields.is_free(name) else tidied)[name].fillna(NO_SLICE).array for name in fields.names}
     buckets = split_buckets(joined([raw[name] for name in fields.inputs], BETWEEN_INPUTS))
-    columns: dict[str, pd.Series[str]] = {}
-    for name in fields.names:
-        free = name in fields.inputs or (name == fields.target and not fields.labels)
-        columns[name] = (raw if free else tidied)[name].fillna(NO_SLICE)
-    frame = pd.DataFrame({"row": raw.index, "bucket": buckets, **{name: values.array for name, values in columns.items()}})
+    frame = pd.DataFrame({"row": raw.index, "bucket": buckets, **columns})
     redact_rows(frame, fields, tally)
     return frame[first_of_each(frame, fields, tally)]
 
 
 def redact_rows(frame: pd.DataFrame, fields: Fields, tally: _Tally) -> None:
-    """Takes personal data out of what may hold any: all but the fields whose values the prompt declares."""
+    """Takes personal data out of all fields but those whose values the prompt declares."""
     for name in fields.names:
-        free = name in fields.inputs or (name == fields.target and not fields.labels)
-        if free or not (name == fields.target or fields.slices[name]):
+        if fields.is_free(name) or not fields.allowed(name):
             frame[name], counts = redacted(frame[name])
             tally.redacted.update(counts)
 

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,9 @@ def _chunks(rows: Iterator[Row], fields: list[str], chunk_rows: int) -> Iterator
 
 
 def _chunk(numbers: list[int], values: list[list[str | None]], malformed: list[Malformed], fields: list[str]) -> Chunk:
-    frame = pd.DataFrame(values, columns=pd.Index(fields), index=pd.Index(numbers, name="row", dtype="int64"), dtype="str")
-    return Chunk(frame, tuple(malformed))
+    columns = zip(*values, strict=True) if values else repeat((), len(fields))
+    texts = {name: pa.array(column, pa.large_string()).to_pandas().array for name, column in zip(fields, columns, strict=True)}
+    return Chunk(pd.DataFrame(texts, index=pd.Index(numbers, name="row", dtype="int64"), dtype="str"), tuple(malformed))
 
 
 def _read_delimited(path: Path, suffix: str, compressed: bool, layout: Layout, assumptions: list[str]) -> Iterator[Row]:
