@@ -55,6 +55,12 @@ class Source(Section):
     """Text encoding; None: UTF-8 where the bytes are valid UTF-8, else found out per file."""
     max_characters: Annotated[int, Field(ge=1)] = 20_000
     """A longer text is quarantined."""
+    max_record_characters: Annotated[int, Field(ge=1_000)] = 1_000_000
+    """A longer line or record is quarantined, whatever stands in it."""
+    max_columns: Annotated[int, Field(ge=1)] = 1_000
+    """A file with more columns is refused."""
+    max_expansion: Annotated[float, Field(ge=1)] = 100.0
+    """A gzip or Parquet file that holds more than this many times its own size, and 64 MiB, is refused."""
 
 
 class Schedule(Section):

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retune.data.dialect import assemble, sniff
-from retune.data.encoding import find_encoding, open_bytes, read_lines
+from retune.data.encoding import find_encoding, first_lines, open_bytes, read_lines
 from retune.data.landing import format_of
 from retune.data.read import Layout, open_reading
 from retune.errors import BadInputError
@@ -25,8 +25,6 @@ from retune.text import normalise
 
 __all__ = ["Draft", "Sample", "draft", "prompt_yaml", "read_sample"]
 
-SAMPLE_LINES = 200
-"""Lines by which delimiter, header and the fields of JSON objects are found."""
 SAMPLE_CHUNKS = 5
 """Chunks of 20,000 rows that are read: labels that only stand further down are not seen."""
 MAX_LABELS = 60
@@ -97,7 +95,7 @@ def _columns(path: Path, form: str) -> tuple[Column, ...]:
         return tuple(field.name for field in schema if not pa.types.is_nested(field.type) and not pa.types.is_binary(field.type))
     suffix, _, gz = form.partition(".")
     with open_bytes(path, bool(gz)) as stream:
-        lines = list(islice(read_lines(stream, find_encoding(path, bool(gz), None).name), SAMPLE_LINES))
+        lines = first_lines(read_lines(stream, find_encoding(path, bool(gz), None).name))
     if suffix == "jsonl":
         return _fields([line.text for line in lines if line.text.strip()])
     dialect, _ = sniff(lines, suffix=suffix, columns={}, target="", labels=(), delimiter=None, quote=None, header=True)

@@ -83,6 +83,8 @@ def redact(text: str) -> tuple[str, dict[str, int]]:
             return text, counts
         text = _redact_visible(text, counts)
         plain = normalise(text)
+        if plain == text:
+            return text, counts
         redacted = _redact_visible(plain, counts)
         if redacted == plain:
             return text, counts
@@ -122,24 +124,29 @@ def _unescape(match: re.Match[str]) -> str:
 
 def _may_hold(text: str) -> bool:
     """Quickly: whether there is what every mail address, or every number, has."""
-    return "@" in text or sum(map(len, _DIGITS.findall(text))) >= 7
+    return "@" in text or _may_hold_number(text)
+
+
+def _may_hold_number(text: str) -> bool:
+    return sum(map(len, _DIGITS.findall(text))) >= 7
 
 
 def _redact_visible(text: str, counts: dict[str, int]) -> str:
     # Until nothing is found: a replacement can uncover the boundary that its neighbour lacked.
-    while True:
+    while _may_hold(text):
         before = text
         if "@" in text:
             text, found = _MAIL.subn(MAIL, text)
             counts["mail"] += found
-        if _DIGITS.search(text):
+        if _may_hold_number(text):
             text = _DIGIT_GROUPS.sub(lambda match: _redact_cards(match[0], counts), text)
             for pattern in _PHONES:
                 text = pattern.sub(lambda match: _redact_phone(match[0], counts), text)
             text, found = _CALLED.subn(rf"\1\2{PHONE}", text)
             counts["phone"] += found
         if text == before:
-            return text
+            break
+    return text
 
 
 def _redact_phone(found: str, counts: dict[str, int]) -> str:

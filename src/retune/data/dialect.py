@@ -9,11 +9,11 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from retune.data.encoding import MAX_LINE, Line
+from retune.data.encoding import MAX_RECORD, Line
 
-__all__ = ["Dialect", "Record", "assemble", "sniff", "split_fields"]
+__all__ = ["Dialect", "Record", "assemble", "sniff", "split_fields", "too_long"]
 
 _DELIMITERS = ("\t", ";", ",", "|")
 _NAMES = {"\t": "tab", ";": "semicolon", ",": "comma", "|": "bar"}
@@ -22,8 +22,7 @@ _MAX_RECORD_LINES = 1_000
 Ending = Literal["whole", "open", "broken"]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     fields: list[str]
     raw: str
     problem: str | None
@@ -48,82 +47,125 @@ def _patterns(delimiter: str, quote: str) -> tuple[re.Pattern[str], re.Pattern[s
     return re.compile(f"{body}{q} *(?={d}|\\Z)"), re.compile(f"{body}\\Z")
 
 
+@lru_cache(maxsize=16)
+def _odd_run(quote: str) -> re.Pattern[str]:
+    """An odd number of quotes in a row: nothing else ends a quoted field."""
+    q = re.escape(quote)
+    return re.compile(f"(?<!{q})(?:{q}{q})*{q}(?!{q})")
+
+
 def split_fields(text: str, delimiter: str, quote: str) -> tuple[list[str], Ending]:
     """The fields of a record, and whether the record is whole.
 
     It is `open` when a quote opens a field and nothing in the text closes it, `broken` when a line break lies outside quotes.
     """
+    fields, ending, _ = _scan(text, delimiter, quote)
+    return fields, ending
+
+
+def _scan(text: str, delimiter: str, quote: str) -> tuple[list[str], Ending, tuple[int, int]]:
+    """Fields and ending as of `split_fields`; and of an open record number and place in the text of the field that a quote opens."""
     if not quote or quote not in text:
-        return text.split(delimiter), "broken" if "\n" in text else "whole"
+        return text.split(delimiter), "broken" if "\n" in text else "whole", (0, 0)
     quoted, unclosed = _patterns(delimiter, quote)
     fields: list[str] = []
     ending: Ending = "whole"
+    opened = (0, 0)
     position = 0
     while True:
-        if match := quoted.match(text, position):
+        # A field that begins with neither a quote nor a space is plain: most are, and a look costs less than a search.
+        may_open = text.startswith((quote, " "), position)
+        if may_open and (match := quoted.match(text, position)):
             fields.append(match[1].replace(quote * 2, quote))
             end = match.end()
         else:
-            if ending == "whole" and unclosed.match(text, position):
+            if may_open and ending == "whole" and unclosed.match(text, position):
                 ending = "open"
+                opened = (len(fields), position)
             end = text.find(delimiter, position)
             end = len(text) if end < 0 else end
             fields.append(text[position:end])
             if ending == "whole" and "\n" in fields[-1]:
                 ending = "broken"
         if end >= len(text):
-            return fields, ending
+            return fields, ending, opened
         position = end + 1
 
 
-def assemble(lines: Iterable[Line], delimiter: str, quote: str, width: int | None) -> Iterator[Record]:
+def assemble(lines: Iterable[Line], delimiter: str, quote: str, width: int | None, longest: int = MAX_RECORD) -> Iterator[Record]:
     """Records of lines; blank lines are skipped. With `width`, another number of fields is a problem.
 
-    A quote left open takes in the lines after it only if it closes properly and gives `width` fields; else it is a literal.
+    A quote left open takes in the lines after it only if it closes properly and gives `width` fields; else it is a literal. However the
+    quotes stand, each line is looked at a few times and no more.
     """
     source = iter(lines)
     waiting: deque[Line] = deque()
+    searched = 0  # lines ahead in which a quote left open was followed in vain: one that they leave open is the same
     while True:
         line = waiting.popleft() if waiting else next(source, None)
         if line is None:
             return
-        if not line.text.strip(" \r"):
-            continue
+        in_vain, searched = searched > 0, max(0, searched - 1)
         if line.cut:
-            yield Record([], line.text, f"line longer than {MAX_LINE:,} characters")
+            yield Record([], line.text, too_long(longest))
+            continue
+        if not line.text.strip(" \r"):
             continue
         fields, ending = split_fields(line.text, delimiter, quote)
         raw = line.text
-        if ending == "open":
+        if ending == "open" and not in_vain:
             taken: list[Line] = []
-            joined = _close(line.text, waiting, source, taken, delimiter, quote)
+            joined = _close(line.text, waiting, source, taken, delimiter, quote, width, longest)
             if joined is not None and (width is None or len(joined[0]) == width or len(fields) != width):
                 fields, raw = joined
             else:
                 waiting.extendleft(reversed(taken))
+                searched = max(0, len(taken) - 1)
         problem = None if width is None or len(fields) == width else f"{len(fields)} field(s), expected {width}"
         yield Record(fields, raw, problem)
 
 
+def too_long(characters: int) -> str:
+    return f"line longer than {characters:,} characters (source.max_record_characters)"
+
+
 def _close(
-    first: str, waiting: deque[Line], source: Iterator[Line], taken: list[Line], delimiter: str, quote: str
+    first: str,
+    waiting: deque[Line],
+    source: Iterator[Line],
+    taken: list[Line],
+    delimiter: str,
+    quote: str,
+    width: int | None,
+    longest: int,
 ) -> tuple[list[str], str] | None:
-    """The record that begins with `first` and whose open quote a later line closes; `taken` lists the lines read for it."""
-    parts, size = [first], len(first)
+    """The record that begins with `first` and whose open quote a later line closes; `taken` lists the lines read for it.
+
+    Fields that are closed are not read again, so that the time grows with the characters alone.
+    """
+    fields, _, (place, start) = _scan(first, delimiter, quote)
+    closed, parts = fields[:place], [first[start:]]
+    record, size = [first], len(first)
     while len(taken) < _MAX_RECORD_LINES:
         line = waiting.popleft() if waiting else next(source, None)
         if line is None:
             return None
         taken.append(line)
-        size += len(line.text)
-        if line.cut or size > MAX_LINE:
+        size += len(line.text) + 1
+        if line.cut or size > longest:
             return None
+        record.append(line.text)
         parts.append(line.text)
-        if quote in line.text:
-            raw = "\n".join(parts)
-            fields, ending = split_fields(raw, delimiter, quote)
-            if ending != "open":
-                return (fields, raw) if ending == "whole" else None
+        if not _odd_run(quote).search(line.text):
+            continue
+        text = "\n".join(parts)
+        fields, ending, (place, start) = _scan(text, delimiter, quote)
+        if ending == "whole":
+            return closed + fields, "\n".join(record)
+        closed += fields[:place]
+        parts = [text[start:]]
+        if ending == "broken" or (width is not None and len(closed) > 2 * width):
+            return None
     return None
 
 

@@ -3,13 +3,15 @@
 The join is exact, so whether two texts are near depends on these two alone: not on the other rows, not on an approximation. Candidates
 come from prefix filtering: with their shingles in one common order, two sets of Jaccard >= t share one of the first
 `n - ceil(t * n) + 1` shingles of each (n: size of the set). The order is rarest first, so that few pairs are looked at.
+
+Shingles are numbers here, each distinct one its own, and all of the work is on arrays: about 8 bytes a word stay for the texts, and the
+candidates of a block of texts at a time. A shingle of one text alone makes nobody near: it counts for the size of its set, no more.
 """
 
-import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ __all__ = ["Resolution", "jaccard", "near_pairs", "resolve", "shingles"]
 
 _WORD = re.compile(r"\w+")
 _EPSILON = 1e-9
-_CHUNK = 512
+_TEXTS = 20_000
+_CANDIDATES = 1_000_000
 
 Ints = npt.NDArray[np.int64]
 
@@ -49,20 +52,20 @@ def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / len(one | other)
 
 
-def resolve(texts: Sequence[str], splits: Sequence[str], threshold: float) -> Resolution:
+def resolve(texts: Iterable[str], splits: Iterable[str], threshold: float) -> Resolution:
     """Walks the texts in their order. One that is near an earlier kept text of another split leaves; near texts of a split form groups.
 
     Later texts never change what becomes of an earlier one (but for groups that they join).
     """
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(splits))}
-    split = np.array([numbers[name] for name in splits], dtype=np.int64)
-    blocker = np.full(len(texts), -1, dtype=np.int64)
-    parent = list(range(len(texts)))
+    numbers: dict[str, int] = {}
+    split = np.fromiter((numbers.setdefault(name, len(numbers)) for name in splits), dtype=np.int64)
+    blocker = np.full(len(split), -1, dtype=np.int64)
+    parent = np.arange(len(split))
 
     def root(text: int) -> int:
         while parent[text] != text:
             parent[text] = parent[parent[text]]
-            text = parent[text]
+            text = int(parent[text])
         return text
 
     for later, earlier in near_pairs(texts, threshold):
@@ -76,38 +79,122 @@ def resolve(texts: Sequence[str], splits: Sequence[str], threshold: float) -> Re
             roots = {root(text) for text in kept.tolist()} | {row}
             for text in roots:
                 parent[text] = min(roots)
-    return Resolution(blocker, np.array([root(text) for text in range(len(texts))], dtype=np.int64))
+    while not np.array_equal(above := parent[parent], parent):
+        parent = above
+    return Resolution(blocker, parent)
 
 
-def near_pairs(texts: Sequence[str], threshold: float) -> Iterator[tuple[Ints, Ints]]:
+def near_pairs(texts: Iterable[str], threshold: float) -> Iterator[tuple[Ints, Ints]]:
     """Chunks of near pairs as (later, earlier) places in `texts`, sorted by both; a text's pairs never span chunks."""
-    sets = [shingles(text) for text in texts]
-    frequency = Counter(shingle for one in sets for shingle in one)
-    order = {shingle: place for place, (shingle, _) in enumerate(sorted(frequency.items(), key=lambda item: (item[1], item[0])))}
-    places = [sorted(order[shingle] for shingle in one) for one in sets]
-    sizes = np.array([len(one) for one in sets], dtype=np.int64)
-    prefixes = [one[: len(one) - math.ceil(threshold * len(one) - _EPSILON) + 1] for one in places]
-    whole, prefix = _matrix(places, len(order)), _matrix(prefixes, len(order))
-    by_shingle = prefix.T.tocsr()
-    for start in range(0, len(texts), _CHUNK):
-        found = (prefix[start : start + _CHUNK] @ by_shingle).tocoo()
-        later, earlier = found.row.astype(np.int64) + start, found.col.astype(np.int64)
+    sizes, whole = _sets(texts)
+    kept = np.diff(whole.indptr)
+    # Shingles are numbered rarest first, and those of one text alone come before all others: a set's prefix begins with its lone ones.
+    prefix_length = sizes - np.ceil(threshold * sizes - _EPSILON).astype(np.int64) + 1 - (sizes - kept)
+    place = np.arange(len(whole.indices)) - np.repeat(whole.indptr[:-1], kept)
+    in_prefix = place < np.repeat(prefix_length, kept)
+    text_of = np.repeat(np.arange(len(sizes)), kept)[in_prefix]
+    for later, earlier in _candidates(text_of, whole.indices[in_prefix]):
         small, large = np.minimum(sizes[later], sizes[earlier]), np.maximum(sizes[later], sizes[earlier])
-        likely = (earlier < later) & (small >= threshold * large - _EPSILON)
+        likely = small >= threshold * large - _EPSILON
         later, earlier = later[likely], earlier[likely]
+        both = np.unique(later * len(sizes) + earlier)
+        later, earlier = np.divmod(both, len(sizes))
         shared = np.concatenate([np.zeros(0, dtype=np.int64), *_shared(whole, later, earlier)])
         near = shared >= threshold * (sizes[later] + sizes[earlier] - shared) - _EPSILON
-        later, earlier = later[near], earlier[near]
-        by_both = np.lexsort((earlier, later))
-        if len(by_both):
-            yield later[by_both], earlier[by_both]
+        if near.any():
+            yield later[near], earlier[near]
 
 
-def _matrix(places: Sequence[Sequence[int]], width: int) -> Any:
-    """[texts, shingles], 1 where the text has the shingle."""
-    indptr = np.concatenate([[0], np.cumsum([len(one) for one in places])])
-    indices = np.fromiter((place for one in places for place in one), dtype=np.int64, count=int(indptr[-1]))
-    return sparse.csr_matrix((np.ones(len(indices), dtype=np.int32), indices, indptr), shape=(len(places), width))
+def _sets(texts: Iterable[str]) -> tuple[Ints, Any]:
+    """Size of each text's set of shingles; and [texts, shingles] as a sparse matrix, 1 where the text has the shingle.
+
+    The matrix holds the shingles that several texts have, columns rarest first, sorted within a row.
+    """
+    words, counts = _words(texts)
+    text_of, shingle = _numbered(words, counts)
+    del words
+    # By shingle, then by text: the same shingle twice in a text stands side by side.
+    order = np.argsort(shingle, kind="stable")
+    shingle, text_of = shingle[order], text_of[order]
+    del order
+    once = np.ones(len(shingle), dtype=bool)
+    once[1:] = (shingle[1:] != shingle[:-1]) | (text_of[1:] != text_of[:-1])
+    shingle, text_of = shingle[once], text_of[once]
+    sizes = np.bincount(text_of, minlength=len(counts))
+    begins = np.flatnonzero(np.concatenate([[True], shingle[1:] != shingle[:-1]])) if len(shingle) else np.zeros(0, dtype=np.int64)
+    del shingle
+    frequency = np.diff(np.append(begins, len(text_of)))
+    several = np.repeat(frequency > 1, frequency)
+    text_of, frequency = text_of[several], frequency[frequency > 1]
+    rank = np.empty(len(frequency), dtype=np.int32)
+    rank[np.argsort(frequency, kind="stable")] = np.arange(len(frequency), dtype=np.int32)
+    column = np.repeat(rank, frequency)
+    order = np.lexsort((column, text_of))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(text_of, minlength=len(counts)))])
+    ones = np.ones(len(column), dtype=np.int8)
+    return sizes, sparse.csr_matrix((ones, column[order], indptr), shape=(len(counts), len(frequency)))
+
+
+def _words(texts: Iterable[str]) -> tuple[npt.NDArray[np.int32], Ints]:
+    """The words of all texts as numbers from 1, and how many each text has; a text without words is a word of its own."""
+    numbers: dict[str, int] = {}
+    pieces, counts = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)]
+    source = iter(texts)
+    while chunk := [_WORD.findall(text.casefold()) or [text] for text in islice(source, _TEXTS)]:
+        for word in chain.from_iterable(chunk):
+            if word not in numbers:
+                numbers[word] = len(numbers) + 1
+        counts.append(np.array([len(words) for words in chunk], dtype=np.int64))
+        flat = map(numbers.__getitem__, chain.from_iterable(chunk))
+        pieces.append(np.fromiter(flat, dtype=np.int32, count=int(counts[-1].sum())))
+    return np.concatenate(pieces), np.concatenate(counts)
+
+
+def _numbered(words: npt.NDArray[np.int32], counts: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
+    """Text and number of each shingle, text by text; a text of fewer than 3 words has these as its shingles."""
+    short = counts < 3
+    lengths = np.where(short, counts, counts - 2)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(counts) else counts
+    place = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    text_of = np.repeat(np.arange(len(counts), dtype=np.int32), lengths)
+    triple = np.repeat(~short, lengths)
+    first = words[place].astype(np.int64)
+    # 0 is no word: what follows in a short text.
+    second = np.where(triple, words[np.minimum(place + 1, len(words) - 1)], 0)
+    third = np.where(triple, words[np.minimum(place + 2, len(words) - 1)], 0)
+    most = int(words.max(initial=0)) + 1
+    pair = first * most + second
+    if most**3 >= 2**63:
+        pair = np.unique(pair, return_inverse=True)[1]
+    return text_of, pair * most + third
+
+
+def _candidates(text_of: Ints, shingle: npt.NDArray[np.int32]) -> Iterator[tuple[Ints, Ints]]:
+    """(later, earlier) texts that share a shingle, as often as they share one; blocks of texts in order.
+
+    `text_of` and `shingle`: places in the sets' prefixes, by text.
+    """
+    order = np.argsort(shingle, kind="stable")
+    texts = text_of[order]  # of each shingle, in order
+    grouped = shingle[order]
+    begin = np.concatenate([[True], grouped[1:] != grouped[:-1]]) if len(grouped) else np.zeros(0, dtype=bool)
+    starts = np.maximum.accumulate(np.where(begin, np.arange(len(grouped)), 0))
+    start, before = np.empty_like(starts), np.empty_like(starts)
+    start[order] = starts
+    before[order] = np.arange(len(grouped)) - starts
+    del order, grouped, begin, starts
+    total = np.cumsum(before)
+    at = 0
+    while at < len(before):
+        done = total[at - 1] if at else 0
+        end = max(int(np.searchsorted(total, done + _CANDIDATES, side="right")), at + 1)
+        # A text's places stay together.
+        end = int(np.searchsorted(text_of, text_of[end - 1], side="right"))
+        several = before[at:end]
+        later = np.repeat(text_of[at:end], several)
+        within = np.arange(len(later)) - np.repeat(np.cumsum(several) - several, several)
+        yield later, texts[np.repeat(start[at:end], several) + within]
+        at = end
 
 
 def _shared(whole: Any, later: Ints, earlier: Ints, pairs: int = 100_000) -> Iterator[Ints]:

@@ -3,20 +3,39 @@
 import codecs
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from charset_normalizer import from_bytes
 
 from retune.errors import BadInputError
 
-__all__ = ["MAX_LINE", "Encoding", "Line", "find_encoding", "open_bytes", "read_lines"]
+__all__ = [
+    "FREE_BYTES",
+    "MAX_EXPANSION",
+    "MAX_RECORD",
+    "Encoding",
+    "Line",
+    "expands",
+    "find_encoding",
+    "first_lines",
+    "open_bytes",
+    "read_lines",
+]
 
-MAX_LINE = 1_000_000
+MAX_RECORD = 1_000_000
 """Characters of a line or record; what is longer is quarantined, and only its start is held."""
+MAX_EXPANSION = 100
+"""Times its own size that a compressed object may hold."""
+FREE_BYTES = 64 << 20
+"""What any compressed object may hold besides."""
+_SAMPLE_LINES = 200
+_SAMPLE_CHARACTERS = 2_000_000
 _BLOCK = 1 << 16
+_ESCAPES = ("idna", "punycode", "raw-unicode-escape", "unicode-escape")
+"""Codecs that are no encodings of files."""
 _SAMPLE = 1 << 16
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -41,26 +60,47 @@ class Encoding:
     """A sentence for the user; None for plain UTF-8."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
+    """A tuple, since each line of a file becomes one and a tuple is made several times faster than an object."""
+
     text: str
     cut: bool
     """The line was longer than the limit; `text` is its start."""
 
 
-def open_bytes(path: Path, compressed: bool) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if compressed else path.open("rb")
+def expands(size: int, expansion: float) -> BadInputError:
+    """The error for an object of `size` bytes that holds more than it may: it was made to fill memory or disk, or to take for ever."""
+    return BadInputError(
+        f"holds more than {FREE_BYTES + int(size * expansion):,} bytes, {expansion:g} times its own size; raise source.max_expansion "
+        "in the prompt file if that is right, or land it as plain CSV or JSON lines"
+    )
 
 
-def find_encoding(path: Path, compressed: bool, given: str | None) -> Encoding:
+class _Unpacked(gzip.GzipFile):
+    """A gzip file that ends in an error where it holds more than it may."""
+
+    def __init__(self, path: Path, expansion: float) -> None:
+        super().__init__(path, "rb")
+        self._packed = path.stat().st_size
+        self._expansion = expansion
+
+    def read(self, size: int | None = -1) -> bytes:
+        block = super().read(size)
+        if self.tell() > FREE_BYTES + self._packed * self._expansion:
+            raise expands(self._packed, self._expansion)
+        return block
+
+
+def open_bytes(path: Path, compressed: bool, expansion: float = MAX_EXPANSION) -> IO[bytes]:
+    """The file's content. Reading it raises BadInputError where a compressed one holds more than `expansion` allows."""
+    return cast(IO[bytes], _Unpacked(path, expansion)) if compressed else path.open("rb")
+
+
+def find_encoding(path: Path, compressed: bool, given: str | None, expansion: float = MAX_EXPANSION) -> Encoding:
     """Reads the file once. Raises BadInputError for a broken gzip file or an unknown encoding name."""
     if given is not None:
-        try:
-            codecs.lookup(given)
-        except LookupError:
-            raise BadInputError(f"source.encoding must name a text encoding such as cp1252, got {given!r}") from None
-        return Encoding(given, lossy=True, assumption=None)
-    with open_bytes(path, compressed) as stream:
+        return Encoding(_known(given), lossy=True, assumption=None)
+    with open_bytes(path, compressed, expansion) as stream:
         head = _read_block(stream, _SAMPLE)
         for bom, name in _BOMS:
             if head.startswith(bom):
@@ -69,7 +109,7 @@ def find_encoding(path: Path, compressed: bool, given: str | None) -> Encoding:
         if len(head) > 1 and head.count(0) * 4 > len(head):
             name = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
             return Encoding(name, lossy=True, assumption=f"encoding {name} (zero bytes between the letters)")
-    bad, sample = _first_bad_byte(path, compressed)
+    bad, sample = _first_bad_byte(path, compressed, expansion)
     if bad is None:
         return Encoding("utf-8", lossy=False, assumption=None)
     lenient = sample.decode("utf-8", "replace")
@@ -80,7 +120,7 @@ def find_encoding(path: Path, compressed: bool, given: str | None) -> Encoding:
     return Encoding(name, True, f"encoding {name} (not valid UTF-8 at byte {bad})")
 
 
-def read_lines(stream: IO[bytes], encoding: str, limit: int = MAX_LINE) -> Iterator[Line]:
+def read_lines(stream: IO[bytes], encoding: str, limit: int = MAX_RECORD) -> Iterator[Line]:
     """Lines without their ends (LF, CR LF; or CR in a file whose first block has no LF).
 
     Raises BadInputError for a broken gzip file.
@@ -110,6 +150,28 @@ def read_lines(stream: IO[bytes], encoding: str, limit: int = MAX_LINE) -> Itera
             return
 
 
+def first_lines(lines: Iterable[Line]) -> list[Line]:
+    """The first lines, by which a file is understood: at most 200, and fewer long ones."""
+    sample: list[Line] = []
+    characters = 0
+    for line in lines:
+        sample.append(line)
+        characters += len(line.text)
+        if len(sample) == _SAMPLE_LINES or characters >= _SAMPLE_CHARACTERS:
+            break
+    return sample
+
+
+def _known(name: str) -> str:
+    """The name. Raises BadInputError if it is no encoding of text, or one in which a file could name any character (and take for ever)."""
+    try:
+        if codecs.lookup(name).name in _ESCAPES or "a".encode(name).decode(name) != "a":
+            raise LookupError
+    except (LookupError, ValueError):
+        raise BadInputError(f"source.encoding must name a text encoding such as cp1252, got {name!r}") from None
+    return name
+
+
 def _read_block(stream: IO[bytes], size: int) -> bytes:
     try:
         return stream.read(size)
@@ -117,12 +179,12 @@ def _read_block(stream: IO[bytes], size: int) -> bytes:
         raise BadInputError(f"not a whole gzip file: {error}; land it again") from None
 
 
-def _first_bad_byte(path: Path, compressed: bool) -> tuple[int | None, bytes]:
+def _first_bad_byte(path: Path, compressed: bool, expansion: float) -> tuple[int | None, bytes]:
     """Place of the first byte that is not UTF-8, and the bytes from a little before it."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     place = 0
     previous = b""
-    with open_bytes(path, compressed) as stream:
+    with open_bytes(path, compressed, expansion) as stream:
         while True:
             block = _read_block(stream, _BLOCK)
             held = len(decoder.getstate()[0])

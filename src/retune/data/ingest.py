@@ -9,16 +9,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pandera.pandas as pa
 
 from retune.config import Prompt
+from retune.data.columns import joined, normalised, redacted
 from retune.data.landing import LandingObject, file_sha256
-from retune.data.parts import PartWriter, part_schema, quarantine_schema, split_bucket
+from retune.data.parts import BETWEEN_INPUTS, PartWriter, part_schema, quarantine_schema, split_buckets
 from retune.data.read import CHUNK_ROWS, Chunk, Layout, open_reading
 from retune.data.schema import Fields, build_schema, failures, tidy
 from retune.errors import IntegrityError
-from retune.text import normalise, redact
+from retune.text import redact
 
 __all__ = ["NO_SLICE", "QUARANTINE", "Changes", "ObjectResult", "fields_of", "ingest_object", "layout_of", "new_or_changed"]
 
@@ -108,6 +111,9 @@ def layout_of(prompt: Prompt) -> Layout:
         delimiter=source.delimiter,
         quote=source.quote,
         encoding=source.encoding,
+        max_record=source.max_record_characters,
+        max_columns=source.max_columns,
+        max_expansion=source.max_expansion,
     )
 
 
@@ -185,27 +191,37 @@ def _take(chunk: Chunk, fields: Fields, schema: pa.DataFrameSchema, tally: _Tall
     for name, pairs in tidied.respelled.items():
         tally.respelled.setdefault(name, {}).update(pairs)
     tally.rows += len(chunk.frame) + len(chunk.malformed)
-    good = chunk.frame.index.difference(failed.index)
-    return _keep(chunk.frame.loc[good], tidied.frame.loc[good], fields, tally), _quarantine(chunk, failed, tally)
+    good = ~chunk.frame.index.isin(failed.index)
+    return _keep(chunk.frame[good], tidied.frame[good], fields, tally), _quarantine(chunk, failed, tally)
 
 
 def _keep(raw: pd.DataFrame, tidied: pd.DataFrame, fields: Fields, tally: _Tally) -> pd.DataFrame:
-    buckets = [split_bucket(texts) for texts in zip(*(raw[name] for name in fields.inputs), strict=True)]
-    columns: dict[str, list[str]] = {}
+    columns = {name: (raw if fields.is_free(name) else tidied)[name].fillna(NO_SLICE).array for name in fields.names}
+    buckets = split_buckets(joined([raw[name] for name in fields.inputs], BETWEEN_INPUTS))
+    frame = pd.DataFrame({"row": raw.index, "bucket": buckets, **columns})
+    redact_rows(frame, fields, tally)
+    return frame[first_of_each(frame, fields, tally)]
+
+
+def redact_rows(frame: pd.DataFrame, fields: Fields, tally: _Tally) -> None:
+    """Takes personal data out of all fields but those whose values the prompt declares."""
     for name in fields.names:
-        free = name in fields.inputs or (name == fields.target and not fields.labels)
-        values = (raw if free else tidied)[name].fillna(NO_SLICE)
-        declared = not free and (name == fields.target or fields.slices[name])
-        columns[name] = list(values) if declared else [tally.redact(value) for value in values]
-    first = []
-    for cells in zip(*columns.values(), strict=True):
-        digest = hashlib.blake2b(json.dumps([normalise(cell) for cell in cells]).encode(), digest_size=16).digest()
-        first.append(digest not in tally.seen)
+        if fields.is_free(name) or not fields.allowed(name):
+            frame[name], counts = redacted(frame[name])
+            tally.redacted.update(counts)
+
+
+def first_of_each(frame: pd.DataFrame, fields: Fields, tally: _Tally) -> npt.NDArray[np.bool_]:
+    """Whether each row is the first of the object with its cells, but for spelling that `normalise` evens out."""
+    first = np.empty(len(frame), dtype=bool)
+    # No normalised text holds white space other than single spaces: the separator is in none.
+    for place, cells in enumerate(joined([normalised(frame[name]) for name in fields.names], "\n")):
+        digest = hashlib.blake2b(cells, digest_size=16).digest()
+        first[place] = digest not in tally.seen
         tally.seen.add(digest)
-    tally.kept += sum(first)
-    tally.duplicates += len(first) - sum(first)
-    frame = pd.DataFrame({"row": raw.index, "bucket": pd.Series(buckets, dtype="int64"), **columns})
-    return frame[pd.Series(first, dtype=bool)]
+    tally.kept += int(first.sum())
+    tally.duplicates += int((~first).sum())
+    return first
 
 
 def _quarantine(chunk: Chunk, failed: pd.DataFrame, tally: _Tally) -> pd.DataFrame:

@@ -8,22 +8,37 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retune.data.landing import file_sha256
 
-__all__ = ["BUCKETS", "PartWriter", "part_schema", "quarantine_schema", "read_parts", "split_bucket"]
+__all__ = ["BETWEEN_INPUTS", "BUCKETS", "PartWriter", "part_schema", "quarantine_schema", "read_parts", "split_bucket", "split_buckets"]
 
 BUCKETS = 10_000
+BETWEEN_INPUTS = "\x1f"
+"""Stands between the input texts of a row where they are hashed as one."""
 _SPLIT_KEY = b"split_v1"
 
 
 def split_bucket(texts: Sequence[str]) -> int:
     """0..9999 from a row's raw input texts, frozen for ever: it decides the row's split, before redaction and normalisation."""
-    digest = hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8, key=_SPLIT_KEY).digest()
+    digest = hashlib.blake2b(BETWEEN_INPUTS.join(texts).encode(), digest_size=8, key=_SPLIT_KEY).digest()
     return int.from_bytes(digest, "big") % BUCKETS
+
+
+def split_buckets(rows: Iterable[bytes]) -> npt.NDArray[np.int64]:
+    """`split_bucket` of rows given as their input texts in UTF-8, joined as it joins them."""
+    keyed = hashlib.blake2b(digest_size=8, key=_SPLIT_KEY)
+    digests = []
+    for row in rows:
+        digest = keyed.copy()
+        digest.update(row)
+        digests.append(digest.digest())
+    return (np.frombuffer(b"".join(digests), dtype=">u8") % BUCKETS).astype(np.int64)
 
 
 def part_schema(fields: Iterable[str]) -> pa.Schema:
@@ -78,5 +93,5 @@ def read_parts(paths: Iterable[Path]) -> pd.DataFrame:
     tables = [pq.read_table(path) for path in sorted(paths)]
     if not tables:
         return pd.DataFrame({"object": [], "row": [], "bucket": []}, dtype="int64")
-    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
     return frame.sort_values(["object", "row"], ignore_index=True)

@@ -2,22 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from retune.config import Prompt
 from retune.data.augment import augment
+from retune.data.columns import cleaned, texts_of
 from retune.data.duplicates import jaccard, resolve, shingles
 from retune.data.report import build_report
 from retune.data.split import SPLITS, split_names
 from retune.errors import BadInputError
-from retune.text import clean, join_references
+from retune.text import join_references
 
 __all__ = ["PreprocessResult", "TokenLengths", "preprocess"]
 
 TokenLengths = Callable[[list[str]], list[int]]
+_TEXTS = 5_000
 
 
 @dataclass(frozen=True)
@@ -41,23 +45,24 @@ def preprocess(parts: pd.DataFrame, prompt: Prompt, token_lengths: TokenLengths 
     report has no token lengths. Raises BadInputError for a missing column.
     """
     rows = _prepare(parts, prompt)
-    rows["split"] = split_names(rows["bucket"], prompt.preprocess.splits)
+    del parts  # what is no longer needed goes as soon as it can: with a million rows each copy of the texts counts
+    landed = rows["object"]
     unique, contradictions = _one_each(rows, prompt)
-    resolution = resolve(unique["text_of_row"].tolist(), unique["split"].tolist(), prompt.preprocess.near_duplicate)
-    ids = unique["id"].to_numpy(dtype=object)
-    unique["group"] = pd.Series(ids[resolution.group], index=unique.index, dtype="str")
-    removed = np.flatnonzero(resolution.blocker >= 0)
-    near = [_near(unique, int(row), int(resolution.blocker[row])) for row in removed]
-    kept = unique.drop(index=unique.index[removed])
+    del rows
+    resolution = resolve(texts_of(unique["text_of_row"]), texts_of(unique["split"]), prompt.preprocess.near_duplicate)
+    unique["group"] = unique["id"].take(resolution.group).array
+    near = _near(unique, resolution.blocker)
+    kept = unique[resolution.blocker < 0]
+    del unique
     report = build_report(
-        landed=rows,
+        landed=landed,
         kept=kept,
         near_duplicates=near,
         contradictions=contradictions,
         classes=tuple(prompt.labels),
         target=prompt.target,
         slices=tuple(prompt.slices),
-        tokens=token_lengths(kept["text_of_row"].tolist()) if token_lengths is not None and len(kept) else None,
+        tokens=_tokens(kept["text_of_row"], token_lengths) if token_lengths is not None and len(kept) else None,
         max_tokens=prompt.preprocess.max_tokens,
     )
     columns = list(dict.fromkeys(["id", "group", *prompt.inputs, prompt.target, *prompt.slices]))
@@ -71,17 +76,18 @@ def preprocess(parts: pd.DataFrame, prompt: Prompt, token_lengths: TokenLengths 
 
 
 def _prepare(parts: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
-    """The landed rows in order, cleaned, with `id` and `text_of_row`, the inputs in one text."""
+    """The landed rows in order, cleaned, with `split`, `id` and `text_of_row`, the inputs in one text."""
     wanted = list(dict.fromkeys(["object", "row", "bucket", *prompt.inputs, prompt.target, *prompt.slices]))
-    if missing := [name for name in wanted if name not in parts.columns]:
+    free = list(prompt.inputs) if prompt.labels else [*prompt.inputs, prompt.target]
+    if missing := [name for name in wanted if name not in parts.columns or (name in free and parts[name].isna().any())]:
         raise BadInputError(
             f"data/{prompt.name}: the parts have no column {', '.join(missing)} (they have {', '.join(map(str, parts.columns))}); "
             "a field was added to the prompt since these rows were ingested: ingest the landed objects anew"
         )
     rows = parts[wanted].sort_values(["object", "row"], ignore_index=True)
-    free = list(prompt.inputs) if prompt.labels else [*prompt.inputs, prompt.target]
     for name in free:
-        rows[name] = rows[name].map(clean).astype("str")
+        rows[name] = cleaned(rows[name])
+    rows["split"] = split_names(rows["bucket"], prompt.preprocess.splits)
     rows["id"] = rows["object"].astype("str") + ":" + rows["row"].astype("str")
     rows["text_of_row"] = rows[prompt.inputs[0]]
     for name in prompt.inputs[1:]:
@@ -96,21 +102,29 @@ def _one_each(rows: pd.DataFrame, prompt: Prompt) -> tuple[pd.DataFrame, list[di
     one stays, in the split of the input's earliest row.
     """
     inputs = list(prompt.inputs)
-    rows = rows.copy()
-    same_input = rows.groupby(inputs, sort=False)
-    rows["split"] = same_input["split"].transform("first")
+    # Inputs are numbered in the order in which they first appear.
+    number = rows.groupby(inputs, sort=False).ngroup().to_numpy()
+    first = np.unique(number, return_index=True)[1]
+    rows["split"] = rows["split"].take(first[number]).array
     if not prompt.labels:
         return rows[~rows.duplicated([*inputs, prompt.target])].reset_index(drop=True), []
-    before = same_input[prompt.target].shift()
-    changed = before.notna() & (before != rows[prompt.target])
+    order = np.argsort(number, kind="stable")
+    again = np.flatnonzero(number[order[1:]] == number[order[:-1]])
+    later, before = order[again + 1], order[again]
+    target = rows[prompt.target]
+    changed = target.take(before).to_numpy() != target.take(later).to_numpy()
+    in_order = np.argsort(later[changed])
+    later, before = later[changed][in_order], before[changed][in_order]
     contradictions = [
         {"id": str(one), "label": str(was), "later_id": str(other), "later_label": str(now)}
         for one, was, other, now in zip(
-            same_input["id"].shift()[changed], before[changed], rows.loc[changed, "id"], rows.loc[changed, prompt.target], strict=True
+            rows["id"].take(before), target.take(before), rows["id"].take(later), target.take(later), strict=True
         )
     ]
-    rows[prompt.target] = same_input[prompt.target].transform("last")
-    return rows[~rows.duplicated(inputs)].reset_index(drop=True), contradictions
+    last = order[np.append(np.flatnonzero(np.diff(number[order])), len(order) - 1)] if len(order) else order
+    unique = rows.take(first)
+    unique[prompt.target] = target.take(last).array
+    return unique.reset_index(drop=True), contradictions
 
 
 def _one_per_input(rows: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
@@ -120,14 +134,29 @@ def _one_per_input(rows: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
     return rows.assign(**{prompt.target: joined.astype("str")}).drop_duplicates(inputs, ignore_index=True)
 
 
-def _near(unique: pd.DataFrame, removed: int, kept: int) -> dict[str, Any]:
-    one, other = unique.iloc[removed], unique.iloc[kept]
-    return {
-        "id": one["id"],
-        "split": one["split"],
-        "near_id": other["id"],
-        "near_split": other["split"],
-        "similarity": round(jaccard(shingles(one["text_of_row"]), shingles(other["text_of_row"])), 4),
-        "text": one["text_of_row"][:200],
-        "near_text": other["text_of_row"][:200],
-    }
+def _near(unique: pd.DataFrame, blocker: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    """The rows that leave, each beside the row that it is near to."""
+    removed = np.flatnonzero(blocker >= 0)
+    shown = ["id", "split", "text_of_row"]
+    leaving, staying = (unique[shown].take(places).itertuples(index=False, name=None) for places in (removed, blocker[removed]))
+    return [
+        {
+            "id": one,
+            "split": split,
+            "near_id": other,
+            "near_split": near_split,
+            "similarity": round(jaccard(shingles(text), shingles(near_text)), 4),
+            "text": text[:200],
+            "near_text": near_text[:200],
+        }
+        for (one, split, text), (other, near_split, near_text) in zip(leaving, staying, strict=True)
+    ]
+
+
+def _tokens(column: "pd.Series[str]", token_lengths: TokenLengths) -> list[int]:
+    """Counted some texts at a time: the tokens themselves take many times the memory of the texts."""
+    texts = texts_of(column)
+    lengths: list[int] = []
+    while some := list(islice(texts, _TEXTS)):
+        lengths += token_lengths(some)
+    return lengths

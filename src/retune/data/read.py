@@ -2,20 +2,22 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from retune.data.dialect import Dialect, assemble, sniff
-from retune.data.encoding import MAX_LINE, find_encoding, open_bytes, read_lines
+from retune.data.dialect import Dialect, assemble, sniff, too_long
+from retune.data.encoding import FREE_BYTES, MAX_EXPANSION, MAX_RECORD, expands, find_encoding, first_lines, open_bytes, read_lines
 from retune.data.landing import format_of
+from retune.data.parquet_pages import read_footer, read_pages
 from retune.errors import BadInputError
 from retune.text import clean
 
@@ -23,7 +25,11 @@ __all__ = ["CHUNK_ROWS", "Chunk", "Layout", "Malformed", "Reading", "open_readin
 
 CHUNK_ROWS = 20_000
 _CHUNK_CHARACTERS = 8_000_000
-_SAMPLE_LINES = 200
+_MAX_COLUMNS = 1_000
+_SHOWN_COLUMNS = 50
+_SHARING_ROWS = 32
+"""Rows read at once of a Parquet column whose texts are told by what they share: each may be as long as a whole page."""
+_SHARING_PAGE = 8 << 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -39,6 +45,11 @@ class Layout:
     delimiter: str | None = None
     quote: str | None = None
     encoding: str | None = None
+    max_record: int = MAX_RECORD
+    """Characters of a line or record."""
+    max_columns: int = _MAX_COLUMNS
+    max_expansion: float = MAX_EXPANSION
+    """What a compressed file may hold, in times its size."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +80,30 @@ Row = tuple[int, "list[str | None] | Malformed"]
 def open_reading(path: Path, key: str, layout: Layout, chunk_rows: int = CHUNK_ROWS) -> Reading:
     """Opens the file that was landed as `key`; its suffix says the format.
 
-    Raises BadInputError, here or while chunks are read, for a column that is missing and for a file that is no such format at all.
+    Memory is bounded by characters, not by rows, whatever the file holds.
+
+    Raises BadInputError, here or while chunks are read, for a column that is missing, for a file that is no such format at all, and for
+    one that holds more than it may.
     """
     name = format_of(key)
     if name is None:
         raise BadInputError(f"{key}: unknown suffix")
     assumptions: list[str] = []
-    if name == "parquet":
-        return Reading(_read_parquet(path, key, layout, chunk_rows), assumptions)
     suffix, _, gz = name.partition(".")
-    if suffix == "jsonl":
-        rows = _read_json(path, key, bool(gz), layout, assumptions)
+    if suffix == "parquet":
+        rows = _read_parquet(path, layout, chunk_rows)
+    elif suffix == "jsonl":
+        rows = _read_json(path, bool(gz), layout, assumptions)
     else:
-        rows = _read_delimited(path, key, suffix, bool(gz), layout, assumptions)
-    return Reading(_chunks(rows, list(layout.columns), chunk_rows), assumptions)
+        rows = _read_delimited(path, suffix, bool(gz), layout, assumptions)
+    return Reading(_chunks(_naming(key, rows), list(layout.columns), chunk_rows), assumptions)
+
+
+def _naming(key: str, rows: Iterator[Row]) -> Iterator[Row]:
+    try:
+        yield from rows
+    except BadInputError as error:
+        raise BadInputError(f"{key}: {error}") from None
 
 
 def _chunks(rows: Iterator[Row], fields: list[str], chunk_rows: int) -> Iterator[Chunk]:
@@ -106,17 +127,18 @@ def _chunks(rows: Iterator[Row], fields: list[str], chunk_rows: int) -> Iterator
 
 
 def _chunk(numbers: list[int], values: list[list[str | None]], malformed: list[Malformed], fields: list[str]) -> Chunk:
-    frame = pd.DataFrame(values, columns=pd.Index(fields), index=pd.Index(numbers, name="row", dtype="int64"), dtype="str")
-    return Chunk(frame, tuple(malformed))
+    columns = zip(*values, strict=True) if values else repeat((), len(fields))
+    texts = {name: pa.array(column, pa.large_string()).to_pandas().array for name, column in zip(fields, columns, strict=True)}
+    return Chunk(pd.DataFrame(texts, index=pd.Index(numbers, name="row", dtype="int64"), dtype="str"), tuple(malformed))
 
 
-def _read_delimited(path: Path, key: str, suffix: str, compressed: bool, layout: Layout, assumptions: list[str]) -> Iterator[Row]:
-    encoding = find_encoding(path, compressed, layout.encoding)
+def _read_delimited(path: Path, suffix: str, compressed: bool, layout: Layout, assumptions: list[str]) -> Iterator[Row]:
+    encoding = find_encoding(path, compressed, layout.encoding, layout.max_expansion)
     if encoding.assumption:
         assumptions.append(encoding.assumption)
-    with open_bytes(path, compressed) as stream:
-        lines = read_lines(stream, encoding.name)
-        sample = list(islice(lines, _SAMPLE_LINES))
+    with open_bytes(path, compressed, layout.max_expansion) as stream:
+        lines = read_lines(stream, encoding.name, layout.max_record)
+        sample = first_lines(lines)
         dialect, assumed = sniff(
             sample,
             suffix=suffix,
@@ -129,14 +151,15 @@ def _read_delimited(path: Path, key: str, suffix: str, compressed: bool, layout:
         )
         if not dialect.width:
             return
+        _check_width(dialect.width, layout)
         assumptions += assumed
-        records = assemble(chain(sample, lines), dialect.delimiter, dialect.quote, dialect.width)
+        records = assemble(chain(sample, lines), dialect.delimiter, dialect.quote, dialect.width, layout.max_record)
         if dialect.names is not None:
             next(records)
-            places, renamed = _named_places(key, layout.columns, dialect.names)
+            places, renamed = _named_places(layout.columns, dialect.names)
             assumptions += renamed
         else:
-            places = _positions(key, layout.columns, dialect, sample[0].text)
+            places = _positions(layout.columns, dialect, sample[0].text)
         for number, record in enumerate(records, 1):
             problem = record.problem
             if problem is None and encoding.lossy and "\ufffd" in record.raw:
@@ -147,7 +170,14 @@ def _read_delimited(path: Path, key: str, suffix: str, compressed: bool, layout:
                 yield number, [record.fields[place] for place in places]
 
 
-def _named_places(key: str, columns: Mapping[str, str | int], names: tuple[str, ...]) -> tuple[list[int], list[str]]:
+def _check_width(width: int, layout: Layout) -> None:
+    if width > layout.max_columns:
+        raise BadInputError(
+            f"has {width:,} columns, at most {layout.max_columns:,} are read; raise source.max_columns in the prompt file if that is right"
+        )
+
+
+def _named_places(columns: Mapping[str, str | int], names: tuple[str, ...]) -> tuple[list[int], list[str]]:
     places: list[int] = []
     assumed: list[str] = []
     missing: list[tuple[str, str | int]] = []
@@ -166,25 +196,25 @@ def _named_places(key: str, columns: Mapping[str, str | int], names: tuple[str, 
         else:
             missing.append((field, column))
     if missing:
-        raise _missing_column(key, missing, names)
+        raise _missing_column(missing, names)
     return places, assumed
 
 
-def _missing_column(key: str, missing: Iterable[tuple[str, str | int]], names: Iterable[str]) -> BadInputError:
+def _missing_column(missing: Iterable[tuple[str, str | int]], names: Sequence[str]) -> BadInputError:
     wanted = ", ".join(f"{column!r} (for {field})" for field, column in missing)
     example = ", ".join(f"{field}: COLUMN" for field, _ in missing)
-    found = ", ".join(_shown(name) for name in names)
+    found = ", ".join(_shown(name) for name in names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "")
     return BadInputError(
-        f"{key}: column {wanted} must be there once; columns found: {found}. Map it in the prompt file: source.columns: {{{example}}}"
+        f"column {wanted} must be there once; columns found: {found}. Map it in the prompt file: source.columns: {{{example}}}"
     )
 
 
-def _positions(key: str, columns: Mapping[str, str | int], dialect: Dialect, first: str) -> list[int]:
+def _positions(columns: Mapping[str, str | int], dialect: Dialect, first: str) -> list[int]:
     places = [column for column in columns.values() if isinstance(column, int)]
     if len(places) < len(columns) or max(places) >= dialect.width:
         example = ", ".join(f"{field}: {place}" for place, field in enumerate(columns))
         raise BadInputError(
-            f"{key}: no header found, and source.columns does not give every field a position below {dialect.width}; the first line is "
+            f"no header found, and source.columns does not give every field a position below {dialect.width}; the first line is "
             f"{_shown(first)}. Map fields by position: source.columns: {{{example}}}, or say source.header: true"
         )
     return places
@@ -194,21 +224,19 @@ def _shown(text: str) -> str:
     return repr(clean(text[:200])[:60])
 
 
-def _read_json(path: Path, key: str, compressed: bool, layout: Layout, assumptions: list[str]) -> Iterator[Row]:
-    encoding = find_encoding(path, compressed, layout.encoding)
+def _read_json(path: Path, compressed: bool, layout: Layout, assumptions: list[str]) -> Iterator[Row]:
+    encoding = find_encoding(path, compressed, layout.encoding, layout.max_expansion)
     if encoding.assumption:
         assumptions.append(encoding.assumption)
     seen: set[str | int] = set()
     found: dict[str, None] = {}
     number = 0
-    with open_bytes(path, compressed) as stream:
-        for line in read_lines(stream, encoding.name):
-            if not line.text.strip():
+    with open_bytes(path, compressed, layout.max_expansion) as stream:
+        for line in read_lines(stream, encoding.name, layout.max_record):
+            if not line.cut and not line.text.strip():
                 continue
             number += 1
-            record, problem = _parse_json(line.text, lossy=encoding.lossy)
-            if line.cut:
-                problem = f"line longer than {MAX_LINE:,} characters"
+            record, problem = ({}, too_long(layout.max_record)) if line.cut else _parse_json(line.text, lossy=encoding.lossy)
             values: list[str | None] = []
             if problem is None:
                 for column in layout.columns.values():
@@ -219,21 +247,21 @@ def _read_json(path: Path, key: str, compressed: bool, layout: Layout, assumptio
                         problem = f"{column} must be text, got {'an object' if isinstance(value, dict) else 'a list'}"
                     values.append(_json_text(value))
                 if len(found) < 100 and isinstance(record, dict):
-                    found.update(dict.fromkeys(list(record)[:100]))
+                    found.update(dict.fromkeys(name[:100] for name in islice(record, 100)))
             if problem is not None:
                 yield number, Malformed(number, problem, line.text)
             else:
                 yield number, values
             if number == CHUNK_ROWS:
-                _check_seen(key, layout.columns, seen, found)
+                _check_seen(layout.columns, seen, found)
     if number < CHUNK_ROWS:
-        _check_seen(key, layout.columns, seen, found)
+        _check_seen(layout.columns, seen, found)
 
 
-def _check_seen(key: str, columns: Mapping[str, str | int], seen: set[str | int], found: Mapping[str, None]) -> None:
+def _check_seen(columns: Mapping[str, str | int], seen: set[str | int], found: Mapping[str, None]) -> None:
     missing = [(field, column) for field, column in columns.items() if column not in seen]
     if missing and found:
-        raise _missing_column(key, missing, list(found)[:50])
+        raise _missing_column(missing, list(found))
 
 
 def _parse_json(text: str, *, lossy: bool) -> tuple[dict[str, Any] | list[Any], str | None]:
@@ -264,25 +292,82 @@ def _json_text(value: Any) -> str | None:
     return _SURROGATE.sub("\ufffd", text)
 
 
-def _read_parquet(path: Path, key: str, layout: Layout, chunk_rows: int) -> Iterator[Chunk]:
+def _read_parquet(path: Path, layout: Layout, chunk_rows: int) -> Iterator[Row]:
+    size = path.stat().st_size
+    most = FREE_BYTES + size * layout.max_expansion
+    footer = read_footer(path)
     try:
-        with pq.ParquetFile(path) as file:
-            names = tuple(file.schema_arrow.names)
-            places, _ = _named_places(key, layout.columns, names)
-            wanted = [names[place] for place in places]
-            first = 1
-            for batch in file.iter_batches(batch_size=chunk_rows, columns=list(dict.fromkeys(wanted))):
-                columns = {field: _texts(key, column, batch.column(column)) for field, column in zip(layout.columns, wanted, strict=True)}
-                index = pd.RangeIndex(first, first + batch.num_rows, name="row")
-                yield Chunk(pd.DataFrame(columns, index=index, dtype="str"), ())
-                first += batch.num_rows
+        schema = pq.read_schema(path)
+        _check_width(len(schema.names), layout)
+        places, _ = _named_places(layout.columns, tuple(schema.names))
+        wanted = [schema.names[place] for place in places]
+        for name in wanted:
+            _check_text(name, schema.field(name).type)
+        pages = read_pages(path, footer, wanted)
+        if pages.unpacked > most:
+            raise expands(size, layout.max_expansion)
+        if pages.shared_starts and pages.largest > _SHARING_PAGE:
+            raise BadInputError(
+                f"a page of {pages.largest:,} bytes whose texts are encoded by what they share (DELTA_BYTE_ARRAY) may hold any amount of "
+                f"text, at most {_SHARING_PAGE:,} bytes are read; write it with smaller pages or in another encoding"
+            )
+        # A dictionary of long texts with many references to them must not be laid out as that many texts.
+        with pq.ParquetFile(path, read_dictionary=[] if pages.shared_starts else wanted) as file:
+            average = pages.unpacked // max(1, file.metadata.num_rows) + 1
+            rows = min(_SHARING_ROWS if pages.shared_starts else chunk_rows, max(1, _CHUNK_CHARACTERS // average))
+            number, read = 0, 0
+            for batch in file.iter_batches(batch_size=rows, columns=list(dict.fromkeys(wanted))):
+                for piece in _pieces(batch):
+                    texts = {name: _texts(piece.column(name)) for name in piece.schema.names}
+                    for values in zip(*(texts[name] for name in wanted), strict=True):
+                        number += 1
+                        characters = sum(len(value) for value in values if value is not None)
+                        read += characters + 1
+                        if read > most:
+                            raise expands(size, layout.max_expansion)
+                        if characters > layout.max_record:
+                            raw = "\t".join((value or "")[: layout.max_record] for value in values)
+                            yield number, Malformed(number, too_long(layout.max_record), raw[: layout.max_record])
+                        else:
+                            yield number, list(values)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{key}: not a readable Parquet file: {error}") from None
+        raise BadInputError(f"not a readable Parquet file: {error}") from None
 
 
-def _texts(key: str, name: str, column: pa.Array) -> list[str | None]:
+def _check_text(name: str, kind: pa.DataType) -> None:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        raise BadInputError(f"column {name!r} must hold text, got {kind}")
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch, cut so that the texts of a piece take few bytes, or it is one row."""
+    ends = np.cumsum(sum(_lengths(column) for column in batch.columns))
+    start = 0
+    while start < batch.num_rows:
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _CHUNK_CHARACTERS, "right")))
+        yield batch.slice(start, stop - start)
+        start = stop
+
+
+def _lengths(column: pa.Array) -> np.ndarray:
+    """Bytes of each text; what is no text takes few."""
+    if pa.types.is_dictionary(column.type):
+        if len(column.dictionary):
+            return _filled(_lengths(column.dictionary)[_filled(column.indices)] * np.asarray(column.is_valid()))
+        return np.zeros(len(column), "int64")
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return _filled(pc.binary_length(column))
+    return np.full(len(column), 32, "int64")
+
+
+def _filled(numbers: Any) -> np.ndarray:
+    array = pc.fill_null(numbers, 0) if isinstance(numbers, pa.Array) else numbers
+    return np.asarray(array).astype("int64")
+
+
+def _texts(column: pa.Array) -> list[str | None]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-        raise BadInputError(f"{key}: column {name!r} must hold text, got {column.type}")
     return list(pc.cast(column, pa.string()).to_pylist())

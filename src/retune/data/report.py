@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from retune.data.columns import texts_of
 from retune.data.split import SPLITS
 
 __all__ = ["build_report"]
@@ -17,7 +18,7 @@ _BINS = 20
 
 def build_report(
     *,
-    landed: pd.DataFrame,
+    landed: "pd.Series[int]",
     kept: pd.DataFrame,
     near_duplicates: list[dict[str, Any]],
     contradictions: list[dict[str, str]],
@@ -27,7 +28,7 @@ def build_report(
     tokens: list[int] | None,
     max_tokens: int,
 ) -> dict[str, Any]:
-    """Rows in and out, per object and per split.
+    """Rows in and out, per object and per split. `landed`: the object of each landed row.
 
     rows, kept, duplicates, near_duplicates: counts, with rows = kept + duplicates + near_duplicates, in all and per object.
     objects: those counts by object. splits: per split rows kept, distinct inputs among them, share, groups, labels, slices. lengths:
@@ -35,7 +36,7 @@ def build_report(
     """
     lengths = {
         "characters": kept["text_of_row"].str.len().tolist(),
-        "words": [len(text.split()) for text in kept["text_of_row"]],
+        "words": [len(text.split()) for text in texts_of(kept["text_of_row"])],
         **({} if tokens is None else {"tokens": tokens}),
     }
     return {
@@ -53,8 +54,8 @@ def build_report(
     }
 
 
-def _per_object(landed: pd.DataFrame, kept: pd.DataFrame, near_duplicates: list[dict[str, Any]]) -> list[dict[str, int]]:
-    rows, stay = landed["object"].value_counts(), kept["object"].value_counts()
+def _per_object(landed: "pd.Series[int]", kept: pd.DataFrame, near_duplicates: list[dict[str, Any]]) -> list[dict[str, int]]:
+    rows, stay = landed.value_counts(), kept["object"].value_counts()
     near = pd.Series([int(str(row["id"]).split(":")[0]) for row in near_duplicates], dtype="int64").value_counts()
     return [
         {

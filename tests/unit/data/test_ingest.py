@@ -158,7 +158,10 @@ def test_a_giant_line_is_quarantined_and_the_next_is_read(tmp_path: Path, prompt
     content = "text,label\n" + "x" * 3_000_000 + ",low\nfine,low\n" + "y" * 30_000 + ",low\n"
     result, kept, bad = ingest(tmp_path, prompt, "a.csv", content)
     assert (result.quarantined, kept["row"].tolist()) == ({"malformed": 1, "too_long": 1}, [2])
-    assert bad["reason"].tolist() == ["line longer than 1,000,000 characters", "text must have at most 20000 character(s), got 30000"]
+    assert bad["reason"].tolist() == [
+        "line longer than 1,000,000 characters (source.max_record_characters)",
+        "text must have at most 20000 character(s), got 30000",
+    ]
     assert bad["record"].str.len().max() < 2_200
 
 
