@@ -4,6 +4,7 @@ The DAGs have no start date: with one, Airflow runs a cron schedule's last momen
 """
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -27,9 +28,8 @@ from retune.settings import Settings
 RETRAIN = "retrain_"
 
 
-def _prompts() -> dict[str, Prompt]:
+def _prompts(folder: Path) -> dict[str, Prompt]:
     """Every prompt by name; where a task of one prompt's DAG starts, that prompt alone: a start must not cost more with more prompts."""
-    folder = Settings.load().prompts
     dag_id = get_parsing_context().dag_id or ""
     if dag_id.startswith(RETRAIN):
         name = dag_id.removeprefix(RETRAIN)
@@ -37,7 +37,23 @@ def _prompts() -> dict[str, Prompt]:
     return load_prompts(folder)
 
 
-PROMPTS = _prompts()
+def _pod(template: str | None) -> dict[str, Any]:
+    """What a task that runs a model is told on Kubernetes: the template of its pod, and the executor where it is not the only one.
+
+    Where it is the only one nothing is named: Airflow looks the name up in the pod too, whose own executor the chart calls LocalExecutor.
+    """
+    if template is None:
+        return {}
+    named = {"executor": "KubernetesExecutor"} if "," in conf.get("core", "executor") else {}
+    return {"executor_config": {"pod_template_file": template}, **named}
+
+
+_SETTINGS = Settings.load()
+PROMPTS = _prompts(_SETTINGS.prompts)
+MODEL_POD = _pod(_SETTINGS.gpu_pod_template)
+"""Arguments of every task that loads a model."""
+GPU: dict[str, Any] = {"pool": "gpu", **MODEL_POD}
+"""Arguments of the tasks whose work is the model's: as many at a time as the pool has slots."""
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "retune",

@@ -35,6 +35,8 @@ class Settings:
     """Refuse to promote a release that was tuned from a dirty checkout (RETUNE_REQUIRE_CLEAN=1)."""
     device_hour_price: float | None = None
     """What an hour of a tuning worker costs, all its devices together, in any currency (RETUNE_DEVICE_HOUR_PRICE); None: not known."""
+    gpu_pod_template: str | None = None
+    """Pod template of the tasks that run a model, as the scheduler's own file system has it (RETUNE_GPU_POD_TEMPLATE); None: no pods."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, cwd: Path | None = None) -> "Settings":
@@ -63,6 +65,7 @@ class Settings:
             s3_endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,
             require_clean=environ.get("RETUNE_REQUIRE_CLEAN", "0") == "1",
             device_hour_price=_price(environ.get("RETUNE_DEVICE_HOUR_PRICE")),
+            gpu_pod_template=_pod_template(environ.get("RETUNE_GPU_POD_TEMPLATE")),
         )
 
 
@@ -76,6 +79,12 @@ def _price(text: str | None) -> float | None:
     if not (math.isfinite(price) and price >= 0):
         raise ConfigError(f"RETUNE_DEVICE_HOUR_PRICE must be a number of 0 or more, what an hour of a tuning worker costs, got {text!r}")
     return price
+
+
+def _pod_template(path: str | None) -> str | None:
+    if path and not Path(path).is_absolute():
+        raise ConfigError(f"RETUNE_GPU_POD_TEMPLATE must be an absolute path, the one at which the scheduler finds the file, got {path!r}")
+    return path or None
 
 
 def _find_project(cwd: Path) -> Path:

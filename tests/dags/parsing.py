@@ -22,13 +22,15 @@ def task(t):
         "retries": t.retries,
         "pool": t.pool,
         "mapped": mapped,
+        "executor": t.executor,
+        "executor_config": t.executor_config,
         "timeout": t.execution_timeout.total_seconds() if t.execution_timeout else None,
         "rules": [[r.exception_path, r.action.value] for r in t.retry_policy.rules] if t.retry_policy else [],
         "on_failure": [type(c).__name__ for c in (t.on_failure_callback or [])],
         "outlets": [] if mapped else sorted(o.uri for o in t.outlets),
         "map_index_template": t.map_index_template,
     }
-heavy = ("torch", "transformers", "mlflow", "pandas", "dvc")
+heavy = ("torch", "transformers", "mlflow", "pandas", "dvc", "kubernetes")
 print("RESULT" + json.dumps({
     "errors": bag.import_errors,
     "heavy": sorted(m for m in sys.modules if m in heavy),

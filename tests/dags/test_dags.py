@@ -65,6 +65,33 @@ def test_model_work_runs_in_the_gpu_pool(parsed: dict[str, Any]) -> None:
     assert {task["pool"] for name, task in tasks.items() if name not in ("tune", "evaluate", "measure")} == {"default_pool"}
 
 
+POD = "/opt/retune-pods/gpu.yaml"
+
+
+def test_no_task_has_a_pod_of_its_own_unless_a_template_is_set(parsed: dict[str, Any]) -> None:
+    told = {(task["executor"], str(task["executor_config"])) for dag in parsed["dags"].values() for task in dag["tasks"].values()}
+    assert told == {(None, "{}")}
+
+
+@pytest.mark.parametrize(
+    ("executors", "named"),
+    [("KubernetesExecutor", None), ("CeleryExecutor,KubernetesExecutor", "KubernetesExecutor"), ("LocalExecutor", None)],
+)
+def test_tasks_that_load_a_model_get_the_pod_template(airflow_environ: dict[str, str], executors: str, named: str | None) -> None:
+    """LocalExecutor is what a pod of the chart's own template is told: the DAG must parse there too."""
+    found = parse({**airflow_environ, "RETUNE_GPU_POD_TEMPLATE": POD, "AIRFLOW__CORE__EXECUTOR": executors})
+    assert found["errors"] == {}
+    assert found["heavy"] == []
+    told = {
+        (dag, name): (task["executor"], task["executor_config"]["pod_template_file"])
+        for dag in ("ingest", RETRAIN, "rollback")
+        for name, task in found["dags"][dag]["tasks"].items()
+        if (task["executor"], task["executor_config"]) != (None, {})
+    }
+    model_tasks = [*((RETRAIN, name) for name in ("tune", "evaluate", "measure", "promote")), ("rollback", "rollback")]
+    assert told == dict.fromkeys(model_tasks, (named, POD))
+
+
 @pytest.mark.parametrize("dag", ["ingest", RETRAIN, "rollback"])
 def test_bad_input_fails_at_once_and_a_passing_fault_is_retried(parsed: dict[str, Any], dag: str) -> None:
     for task in parsed["dags"][dag]["tasks"].values():

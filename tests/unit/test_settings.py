@@ -27,3 +27,12 @@ def test_an_hour_has_a_price_only_where_one_is_set(project: Path) -> None:
 def test_a_price_that_is_none_is_refused(project: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=f"RETUNE_DEVICE_HOUR_PRICE must be a number of 0 or more, .* got '{value}'"):
         price(project, value)
+
+
+def test_the_pod_template_is_a_path_of_the_scheduler(project: Path) -> None:
+    """A file that is missing there makes a pod without limits or volumes, so a path that depends on where somebody stands is refused."""
+    assert Settings.load({"RETUNE_PROJECT": str(project)}).gpu_pod_template is None
+    set_to = {"RETUNE_PROJECT": str(project), "RETUNE_GPU_POD_TEMPLATE": "/opt/retune-pods/gpu.yaml"}
+    assert Settings.load(set_to).gpu_pod_template == "/opt/retune-pods/gpu.yaml"
+    with pytest.raises(ConfigError, match=r"RETUNE_GPU_POD_TEMPLATE must be an absolute path, .* got 'deploy/gpu\.yaml'"):
+        Settings.load(set_to | {"RETUNE_GPU_POD_TEMPLATE": "deploy/gpu.yaml"})
