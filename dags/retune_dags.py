@@ -3,6 +3,7 @@
 The DAGs have no start date: with one, Airflow runs a cron schedule's last moment as soon as it first sees the DAG.
 """
 
+import os
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -38,6 +39,11 @@ def _prompts() -> dict[str, Prompt]:
 
 
 PROMPTS = _prompts()
+
+MODEL_WORK: dict[str, Any] = {"pool": "gpu"}
+"""Of tasks that run a model: as many at a time as the pool has slots, and by the Celery workers of RETUNE_GPU_QUEUE, if it is set."""
+if os.environ.get("RETUNE_GPU_QUEUE"):
+    MODEL_WORK["queue"] = os.environ["RETUNE_GPU_QUEUE"]
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "retune",
