@@ -96,7 +96,9 @@ def _airflow(environ: Mapping[str, str]) -> None:
     _run([*airflow, "db", "migrate"], quiet)
     # A pool that is there keeps its slots, which may be somebody's choice; a missing one would block its tasks without a word.
     if subprocess.run([*airflow, "pools", "get", GPU_POOL], capture_output=True).returncode:
-        _run([*airflow, "pools", "set", GPU_POOL, environ.get("RETUNE_GPU_SLOTS") or "1", "Trials that tune at the same time"], quiet)
+        # Without a worker of their own (0), one worker does their tasks beside the others.
+        slots = int(environ.get("RETUNE_GPU_SLOTS") or 1) * max(int(environ.get("RETUNE_GPU_WORKERS") or 1), 1)
+        _run([*airflow, "pools", "set", GPU_POOL, str(slots), "Trials that tune at the same time"], quiet)
     password = environ["AIRFLOW_ADMIN_PASSWORD"]
     names = ["--username", ADMIN, "--firstname", "Retune", "--lastname", "Admin", "--email", f"{ADMIN}@localhost", "--role", "Admin"]
     # Asked for twice on standard input: no list of processes shows it.
