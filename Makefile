@@ -11,7 +11,7 @@ include .env
 export
 endif
 
-.PHONY: demo up down test lint check bench base-model revision install install-dev lock help
+.PHONY: demo up down test lint check bench base-model revision secrets images install install-dev lock help
 .DEFAULT_GOAL := help
 
 help:  ## Lists the commands
@@ -62,8 +62,18 @@ base-model: install  ## Trains the small base model of the examples anew (one th
 revision: install  ## Writes data.dvc and dvc.lock anew from the example batches (after a change to them or to preprocess)
 	@$(BIN)/python examples/revision.py
 
+secrets:  ## Writes into .env the secrets of docker-compose.yml that it lacks (nothing to install; what is there stays)
+	@PYTHONPATH=src $(PYTHON) -m retune.production.secrets
+
+images:  ## Builds the images of docker-compose.yml from a checkout without changes
+	@test -z "$$(git status --porcelain)" || { echo "the checkout has changes: commit them first, since lineage names the commit"; exit 1; }
+	RETUNE_CODE_COMMIT=$$(git rev-parse HEAD) docker compose build
+
 lock: install  ## Resolves the lock files anew from pyproject.toml and constraints.txt
 	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --constraint constraints.txt --no-emit-package torch \
 	  --no-header --no-annotate --upgrade pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --constraint requirements.lock \
 	  --no-header --no-annotate --upgrade --group dev -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --constraint requirements.lock \
+	  $$(sed -nE 's/^([a-z0-9.-]+)==.*/--no-emit-package \1/p' requirements.lock) \
+	  --no-header --no-annotate --upgrade --group production -o requirements-production.lock

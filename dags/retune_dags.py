@@ -3,6 +3,7 @@
 The DAGs have no start date: with one, Airflow runs a cron schedule's last moment as soon as it first sees the DAG.
 """
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,10 @@ _SETTINGS = Settings.load()
 PROMPTS = _prompts(_SETTINGS.prompts)
 MODEL_POD = _pod(_SETTINGS.gpu_pod_template)
 """Arguments of every task that loads a model."""
-GPU: dict[str, Any] = {"pool": "gpu", **MODEL_POD}
-"""Arguments of the tasks whose work is the model's: as many at a time as the pool has slots."""
+MODEL_WORK: dict[str, Any] = {"pool": "gpu", **MODEL_POD}
+"""Arguments of the tasks whose work is the model's: as many at a time as the pool has slots, by the Celery workers of RETUNE_GPU_QUEUE if set."""
+if os.environ.get("RETUNE_GPU_QUEUE"):
+    MODEL_WORK["queue"] = os.environ["RETUNE_GPU_QUEUE"]
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "retune",

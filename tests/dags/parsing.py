@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 PARSE = """
 import json, sys, time
+sys.modules["torch"] = None  # the image of Airflow's own components has none
 before = set(sys.modules)
 from airflow.dag_processing.dagbag import DagBag
 import pydantic, yaml
@@ -21,6 +22,7 @@ def task(t):
         "downstream": sorted(t.downstream_task_ids),
         "retries": t.retries,
         "pool": t.pool,
+        "queue": t.queue,
         "mapped": mapped,
         "executor": t.executor,
         "executor_config": t.executor_config,
@@ -33,7 +35,7 @@ def task(t):
 heavy = ("torch", "transformers", "mlflow", "pandas", "dvc", "kubernetes")
 print("RESULT" + json.dumps({
     "errors": bag.import_errors,
-    "heavy": sorted(m for m in sys.modules if m in heavy),
+    "heavy": sorted(m for m in heavy if sys.modules.get(m)),
     "seconds": {s.file: s.duration.total_seconds() for s in bag.dagbag_stats},
     "dags": {d.dag_id: {
         "tasks": {t.task_id: task(t) for t in d.tasks},

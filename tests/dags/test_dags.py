@@ -92,6 +92,13 @@ def test_tasks_that_load_a_model_get_the_pod_template(airflow_environ: dict[str,
     assert told == dict.fromkeys(model_tasks, (named, POD))
 
 
+def test_model_work_goes_to_the_queue_of_the_setting(parsed: dict[str, Any], airflow_environ: dict[str, str]) -> None:
+    assert {task["queue"] for dag in parsed["dags"].values() for task in dag["tasks"].values()} == {"default"}
+    tasks = parse({**airflow_environ, "RETUNE_GPU_QUEUE": "gpu"})["dags"][RETRAIN]["tasks"]
+    assert {name for name, task in tasks.items() if task["queue"] == "gpu"} == {"tune", "evaluate", "measure"}
+    assert {task["queue"] for name, task in tasks.items() if name not in ("tune", "evaluate", "measure")} == {"default"}
+
+
 @pytest.mark.parametrize("dag", ["ingest", RETRAIN, "rollback"])
 def test_bad_input_fails_at_once_and_a_passing_fault_is_retried(parsed: dict[str, Any], dag: str) -> None:
     for task in parsed["dags"][dag]["tasks"].values():

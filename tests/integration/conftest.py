@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from checkouts import Demonstrated, copy_project, environment_of, run
+from compose_stack import Stack, compose_stack, compose_variables, production_project
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +21,12 @@ def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Demonstrated:
     folder = copy_project(tmp_path_factory.mktemp("demo"))
     with environment_of(folder):
         return Demonstrated(folder, run(folder, "retune.local.demo").stdout)
+
+
+@pytest.fixture(scope="session")
+def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The services of docker-compose.yml with two workers for trials, and the example prompts with landing zones on S3."""
+    folder = tmp_path_factory.mktemp("compose")
+    project = production_project(folder / "project")
+    with compose_stack(project, folder / "stack", compose_variables(folder / ".env")) as stack:
+        yield stack

@@ -28,7 +28,7 @@ import pytest
 from retune.guard import Guarded
 from retune.store import s3_client
 
-__all__ = ["S3", "s3_server"]
+__all__ = ["S3", "s3_server", "swift_programs"]
 
 REQUIREMENTS = ("swift==2.38.3", "eventlet==0.41.3", "pyeclib==1.8.0", "setuptools==65.5.0")
 SERVERS = ("account", "container", "object", "proxy")
@@ -62,22 +62,27 @@ class S3:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path) -> Iterator[S3]:
+def s3_server(folder: Path, access_key: str = "test:tester", secret_key: str = "testing", port: int | None = None) -> Iterator[S3]:
     """Starts the server with its state and logs in `folder`; stops it at the end, however that comes.
 
+    A folder in which one ran before still holds its objects. An access key must be of the form account:user.
     Skips the test, or fails it with RETUNE_ALL_TIERS=1, if Swift cannot be installed.
     """
+    with contextlib.ExitStack() as running:
+        endpoint = _start(swift_programs(), folder / "swift", (access_key, secret_key), port, running)
+        no_settings = folder / "swift" / "no-aws-settings"
+        no_settings.touch()
+        yield S3(endpoint, access_key, secret_key, no_settings)
+
+
+def swift_programs() -> Path:
+    """The folder of Swift's programs, installed if need be. Skips or fails the test where that cannot be done."""
     try:
-        environment = _environment()
+        return _environment()
     except _PrerequisiteMissingError as error:
         if os.environ.get("RETUNE_ALL_TIERS") == "1":
             pytest.fail(f"RETUNE_ALL_TIERS=1, but there is no S3 server: {error}")
         pytest.skip(f"no S3 server: {error}")
-    with contextlib.ExitStack() as running:
-        endpoint = _start(environment, folder / "swift", running)
-        no_settings = folder / "swift" / "no-aws-settings"
-        no_settings.touch()
-        yield S3(endpoint, "test:tester", "testing", no_settings)
 
 
 class _PrerequisiteMissingError(Exception):
@@ -108,10 +113,11 @@ def _environment() -> Path:
     return folder / "bin"
 
 
-def _start(programs: Path, folder: Path, running: contextlib.ExitStack) -> str:
+def _start(programs: Path, folder: Path, keys: tuple[str, str], port: int | None, running: contextlib.ExitStack) -> str:
     ports = _free_ports(len(SERVERS))
-    (folder / "devices" / "d1").mkdir(parents=True)
-    _configure(folder, ports)
+    ports["proxy"] = port or ports["proxy"]
+    (folder / "devices" / "d1").mkdir(parents=True, exist_ok=True)
+    _configure(folder, ports, keys)
     subprocess.run([programs / "python", "-c", _RINGS, folder, *(str(ports[name]) for name in SERVERS[:3])], check=True)
     env = {**os.environ, "PYTHONPATH": str(folder)}
     started = {}
@@ -178,7 +184,8 @@ def filter_factory(global_conf, **conf):
 races of eight writers 77 had more than one winner. One proxy process takes all requests here, so a lock in it is enough."""
 
 
-def _configure(folder: Path, ports: dict[str, int]) -> None:
+def _configure(folder: Path, ports: dict[str, int], keys: tuple[str, str]) -> None:
+    account, user = keys[0].split(":")
     (folder / "swift.conf").write_text(
         "[swift-hash]\nswift_hash_path_suffix = retune\nswift_hash_path_prefix = tests\n"
         "[storage-policy:0]\nname = single\npolicy_type = replication\ndefault = yes\n"
@@ -205,7 +212,7 @@ recon_cache_path = {folder}
 use = egg:swift#healthcheck
 """
         if name == "proxy":
-            rest = """
+            rest = f"""
 [pipeline:main]
 pipeline = catch_errors gatekeeper healthcheck proxy-logging serial-create s3api tempauth copy slo dlo proxy-logging proxy-server
 [app:proxy-server]
@@ -216,8 +223,7 @@ recoverable_node_timeout = 60
 conn_timeout = 10
 [filter:tempauth]
 use = egg:swift#tempauth
-user_test_tester = testing .admin .reseller_admin
-user_test_reader = reading
+user_{account}_{user} = {keys[1]} .admin .reseller_admin
 [filter:serial-create]
 paste.filter_factory = serial_create:filter_factory
 [filter:s3api]
