@@ -54,7 +54,8 @@ PROMPTS = _prompts(_SETTINGS.prompts)
 MODEL_POD = _pod(_SETTINGS.gpu_pod_template)
 """Arguments of every task that loads a model."""
 MODEL_WORK: dict[str, Any] = {"pool": "gpu", **MODEL_POD}
-"""Arguments of the tasks whose work is the model's: as many at a time as the pool has slots, by the Celery workers of RETUNE_GPU_QUEUE if set."""
+"""Arguments of the tasks whose work is the model's: as many at a time as the pool has slots, by the Celery workers of
+RETUNE_GPU_QUEUE, if it is set."""
 if os.environ.get("RETUNE_GPU_QUEUE"):
     MODEL_WORK["queue"] = os.environ["RETUNE_GPU_QUEUE"]
 

@@ -14,6 +14,7 @@ from retune.errors import BadInputError, ConfigError, StageError
 from retune.ledger import Entry, Ledger
 from retune.recorded import champion, find
 from retune.records import Lineage
+from retune.rewritten import DATASET, Rewritten
 from retune.workspace import Workspaces
 
 __all__ = ["Checkout", "Part", "laid", "lay", "lineage_patch", "patch_text", "plan", "remote_commands", "texts", "uncommitted"]
@@ -42,6 +43,8 @@ class Checkout:
     parts: list[Part]
     files: dict[str, str]
     """Path -> text."""
+    rewritten: list[str]
+    """What was forgotten of the data since they were recorded, a sentence each."""
 
 
 def plan(workspaces: Workspaces, release: str | None = None, revision: int | None = None, prompt: str | None = None) -> Checkout:
@@ -59,8 +62,9 @@ def plan(workspaces: Workspaces, release: str | None = None, revision: int | Non
     if release is not None:
         found = find(store, names, release)
         return _checkout(workspaces, found.lineage, [(found.prompt, found.release, found.lineage)])
-    head = _revision(Ledger(store, "dataset").entries(), revision)
-    start = workspaces.lineage(head.body["data"], head.n)
+    entries = Ledger(store, DATASET).entries()
+    head = _revision(entries, revision)
+    start = Rewritten.among(entries).current(workspaces.lineage(head.body["data"], head.n))
     parts: list[tuple[str, str | None, Lineage]] = []
     for name in names:
         now = champion(store, name) if revision is None else None
@@ -88,7 +92,9 @@ def _checkout(workspaces: Workspaces, data: Lineage, named: list[tuple[str, str 
     for prompt, release, lineage in named:
         files |= laid(files[LOCK], lineage, prompt, workspaces.prompt_file(lineage, prompt).decode()) | {DATA: data.data}
         parts.append(Part(prompt, release, lineage, workspaces.changed_code(lineage, prompt)))
-    return Checkout(data.revision, parts, files)
+    rewritten = Rewritten.of(workspaces.store)
+    told = [sentence for n in sorted({data.revision, *(part.lineage.revision for part in parts)}) for sentence in rewritten.told(n)]
+    return Checkout(data.revision, parts, files, told)
 
 
 def laid(lock: str, lineage: Lineage, prompt: str, prompt_file: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from retune import (
     cli_check,
     cli_explain,
     cli_export,
+    cli_forget,
     cli_lineage,
     cli_new,
     cli_rate,
@@ -49,7 +50,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Keeps the prompts of a frozen language model in tune with incoming data.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 reproduced with differences. "
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 reproduced with differences, 4 nothing to forget. "
     "Settings are environment variables, listed in .env.example.",
 )
 app.command(epilog="Example: [bold]retune up[/]   Airflow and MLflow then listen on 127.0.0.1; their state is in .retune.")(cli_stack.up)
@@ -98,6 +99,12 @@ app.command(
     "[bold]retune rate ticket_priority - < ratings.json[/]"
 )(cli_rate.rate)
 app.command(epilog="Example: [bold]retune export ticket_priority --to exported[/]   Then: [bold]exported/README.md[/]")(cli_export.export)
+app.command(
+    epilog="Examples: [bold]retune forget ticket_priority --rows-file hers.csv --reason 'request 17' --dry-run[/], "
+    "[bold]retune forget ticket_priority --id 3:17 --reason 'request 17'[/]   "
+    "Exit codes: 0 forgotten, or finished what an earlier call left; 4 nothing that is kept holds such rows."
+)(cli_forget.forget)
+app.command(epilog="Examples: [bold]retune gc --dry-run[/], [bold]retune gc --older-than 30[/]")(cli_forget.gc)
 app.command(epilog="Examples: [bold]retune simulate-gate[/], [bold]retune simulate-gate --looks 12 --json[/]   About ten minutes.")(
     cli_simulate.simulate_gate
 )

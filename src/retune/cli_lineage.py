@@ -43,7 +43,8 @@ def checkout(
         raise BadInputError(f"{', '.join(kept)} hold changes that are not committed; commit them, or overwrite them with --force")
     written = lay(workspaces, planned.files)
     if as_json:
-        emit({"revision": planned.revision, "written": written, "prompts": [_part(part) for part in planned.parts]})
+        prompts = [_part(part) for part in planned.parts]
+        emit({"revision": planned.revision, "written": written, "prompts": prompts, "rewritten": planned.rewritten})
     else:
         _tell(planned, written)
 
@@ -62,6 +63,8 @@ def _part(part: "Part") -> dict[str, Any]:
 def _tell(planned: "Checkout", written: list[str]) -> None:
     out = console()
     out.print(f"dataset revision {planned.revision}; wrote {', '.join(written) or 'nothing: all of it is there'}")
+    for sentence in planned.rewritten:
+        out.print(f"[yellow]{sentence}[/]")
     for part in planned.parts:
         what = (
             f"release {part.release[:12]}, tuned on revision {part.lineage.revision}" if part.release else "what is known of the revision"

@@ -10,7 +10,7 @@ from retune.errors import IntegrityError
 from retune.records import Lineage
 from retune.store import Store
 
-__all__ = ["Objects"]
+__all__ = ["Objects", "object_key"]
 
 
 class Objects:
@@ -62,7 +62,7 @@ class Objects:
             data = cached.read_bytes()
             if md5_of(data) == md5.removesuffix(".dir"):
                 return data
-        data = self._store.get(_key(md5))
+        data = self._store.get(object_key(md5))
         found = md5_of(data)
         if found != md5.removesuffix(".dir"):
             raise IntegrityError(
@@ -72,21 +72,28 @@ class Objects:
 
     def put(self, content: bytes) -> None:
         """Puts a file's content into the remote, unless it is there."""
-        if not self._store.exists(key := _key(md5_of(content))):
+        if not self._store.exists(key := object_key(md5_of(content))):
             self._store.put(key, content)
+
+    def put_listing(self, files: Mapping[str, str]) -> str:
+        """Puts DVC's listing of a folder (relative path -> md5) into the remote and returns its hash."""
+        body = listing(files)
+        md5 = md5_of(body) + ".dir"
+        self._store.put(object_key(md5), body)
+        return md5
 
     def missing(self, md5s: Iterable[str]) -> list[str]:
         """Those that the remote does not hold."""
-        return [md5 for md5 in md5s if not self._store.exists(_key(md5))]
+        return [md5 for md5 in md5s if not self._store.exists(object_key(md5))]
 
     def verify(self, md5: str) -> None:
         """Reads an object back from the remote. Raises IntegrityError if it is not what was pushed."""
-        if not self._store.exists(_key(md5)):
+        if not self._store.exists(object_key(md5)):
             # DVC pushes a folder's listing last, and takes a listing that is there for all of its files; one may be lost since.
-            self._store.put(_key(md5), self.get(md5))
-        found = self._store.md5(_key(md5))
+            self._store.put(object_key(md5), self.get(md5))
+        found = self._store.md5(object_key(md5))
         if found != md5.removesuffix(".dir"):
-            raise IntegrityError(f"{_key(md5)} was pushed but reads back as {found}; look at the store's health and run again")
+            raise IntegrityError(f"{object_key(md5)} was pushed but reads back as {found}; look at the store's health and run again")
 
     def keep_listing(self, files: Mapping[str, str]) -> str:
         """Puts DVC's listing of a folder (relative path -> md5) into the host's cache and returns its hash."""
@@ -100,5 +107,6 @@ class Objects:
         return md5
 
 
-def _key(md5: str) -> str:
+def object_key(md5: str) -> str:
+    """Where the store keeps an object."""
     return f"{REMOTE}/{object_name(md5)}"

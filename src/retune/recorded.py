@@ -1,14 +1,15 @@
 """Releases as the ledgers recorded them, each with the lineage that makes it again."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retune.errors import BadInputError, IntegrityError
 from retune.ledger import Entry, Ledger, standing
 from retune.records import Lineage
+from retune.rewritten import Rewritten
 from retune.store import Store
 
-__all__ = ["Recorded", "by_release", "champion", "find", "named"]
+__all__ = ["Recorded", "as_it_reads_now", "by_release", "champion", "find", "named"]
 
 PREVIOUS = "previous"
 """Names the champion before."""
@@ -22,6 +23,9 @@ class Recorded:
     release: str
     entry: int
     lineage: Lineage
+    """As it reads now: with what took the place of objects that `retune forget` rewrote."""
+    rewritten: tuple[str, ...] = ()
+    """What was forgotten of its data, a sentence each."""
 
 
 def champion(store: Store, prompt: str) -> Recorded | None:
@@ -33,7 +37,19 @@ def champion(store: Store, prompt: str) -> Recorded | None:
     found = by_release(prompt, entries)
     if now["release"] not in found:
         raise IntegrityError(f"no entry of the ledger {prompt} carries the lineage of its champion {now['release']}")
-    return found[now["release"]]
+    return as_it_reads_now(store, found[now["release"]])
+
+
+def as_it_reads_now(store: Store, recorded: Recorded) -> Recorded:
+    """The release with its lineage as `retune forget` left it. Raises BadInputError for a release that it deleted."""
+    rewritten = Rewritten.of(store)
+    if (n := rewritten.deleted().get(recorded.release)) is not None:
+        raise BadInputError(
+            f"release {recorded.release[:12]} of {recorded.prompt} was deleted by forget at dataset revision {n}; "
+            f"name another, see `retune releases {recorded.prompt}`"
+        )
+    lineage = rewritten.current(recorded.lineage)
+    return replace(recorded, lineage=lineage, rewritten=tuple(rewritten.told(recorded.lineage.revision)))
 
 
 def find(store: Store, prompts: Iterable[str], beginning: str) -> Recorded:
@@ -48,7 +64,7 @@ def find(store: Store, prompts: Iterable[str], beginning: str) -> Recorded:
     if len(found) != 1:
         listed = f": {', '.join(sorted(r[:12] for r in found))}" if found else ""
         raise BadInputError(f"{beginning!r} begins {len(found)} releases of {', '.join(named)}{listed}; see `retune releases PROMPT`")
-    return found.popitem()[1]
+    return as_it_reads_now(store, found.popitem()[1])
 
 
 def named(store: Store, prompt: str, release: str | None = None) -> Recorded:

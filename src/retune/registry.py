@@ -16,6 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from retune.config import Prompt
@@ -122,6 +123,12 @@ class Registry:
             card.save(Path(scratch) / CARD)
             self.client.log_model_artifact(model, str(Path(scratch) / CARD))
         return model
+
+    def empty(self, version: ModelVersion, why: str) -> None:
+        """Deletes the files of a version, which stays as a record, its page saying why."""
+        model = self.client.get_logged_model(str(version.source).removeprefix("models:/"))
+        get_artifact_repository(model.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
+        self.client.update_model_version(self.prompt, version.version, description=why)
 
     def alias(self, name: str) -> ModelVersion | None:
         try:

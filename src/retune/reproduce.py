@@ -86,10 +86,15 @@ def reproduce(
     """Executes preprocess and tune of a recorded release again. keep: a folder, not there yet, that gets the release made now.
 
     The threads are RETUNE_THREADS where it is set, else as many as are recorded. Raises IntegrityError for a lineage that does not
-    hold, BadInputError where the recorded code cannot be had, StageError if a stage fails. Retry: safe.
+    hold, BadInputError where the recorded code cannot be had or rows of its data were forgotten, StageError if a stage fails. Retry: safe.
     """
     if keep is not None and keep.exists():
         raise BadInputError(f"--keep must name a folder that does not exist yet, got {keep}")
+    if recorded.rewritten:
+        raise BadInputError(
+            f"release {recorded.release[:12]} of {recorded.prompt} cannot be made again as it was: {'; '.join(recorded.rewritten)}. "
+            f"`retune run {recorded.prompt}` tunes one on what is left"
+        )
     name, lineage = recorded.prompt, recorded.lineage
     with tempfile.TemporaryDirectory(prefix="retune-reproduce-", ignore_cleanup_errors=True) as temporary:
         scratch = Path(temporary)

@@ -12,8 +12,9 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 from retune.errors import ConfigError, ConflictError, RetuneError, StageError
 from retune.settings import Settings
 
-__all__ = ["FolderStore", "S3Store", "Store", "StoreKeyError", "check_create", "open_store", "s3_client"]
+__all__ = ["FolderStore", "S3Store", "Store", "StoreKeyError", "Stored", "check_create", "open_store", "s3_client"]
 
 CHUNK = 1 << 20
 """Bytes per piece of a streamed object."""
@@ -38,6 +39,17 @@ _BAD_KEY = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 class StoreKeyError(RetuneError):
     """The store holds no object with this key."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object as a listing shows it."""
+
+    key: str
+    size: int
+    """Bytes."""
+    modified: float
+    """Seconds since 1970 by the storage's clock."""
 
 
 class Store(Protocol):
@@ -74,6 +86,14 @@ class Store(Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Writes an object, replacing one that exists. For keys that tell their content: a repetition changes nothing."""
+        ...
+
+    def stored(self, prefix: str = "") -> Sequence[Stored]:
+        """What `list` lists, with size and time of the last write."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Removes an object; one that is not there is as good as removed. For `retune forget` and `retune gc` alone."""
         ...
 
 
@@ -179,6 +199,25 @@ class FolderStore:
             return path.is_file()
 
     def list(self, prefix: str = "") -> "list[str]":
+        return sorted(self._keys(prefix), key=str.encode)
+
+    def stored(self, prefix: str = "") -> Sequence[Stored]:
+        return [item for key in self.list(prefix) if (item := self._stored(key)) is not None]
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with self._errors("delete", key), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+            _sync(path.parent)
+
+    def _stored(self, key: str) -> Stored | None:
+        """None for an object that was deleted since it was listed."""
+        with self._errors("list", key), contextlib.suppress(FileNotFoundError):
+            status = (self._folder / key).stat()
+            return Stored(key, status.st_size, status.st_mtime)
+        return None
+
+    def _keys(self, prefix: str) -> Iterable[str]:
         folder = _checked_prefix(prefix).rpartition("/")[0]
         found = []
         with self._errors("list", prefix):
@@ -187,7 +226,7 @@ class FolderStore:
                 if where == ".":
                     folders[:] = [name for name in folders if name != _TEMPORARY]
                 found += [name if where == "." else f"{where}/{name}" for name in files]
-        return sorted((key for key in found if key.startswith(prefix)), key=str.encode)
+        return (key for key in found if key.startswith(prefix))
 
     def create(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -293,11 +332,23 @@ class S3Store:
         return True
 
     def list(self, prefix: str = "") -> "list[str]":
+        return [item.key for item in self.stored(prefix)]
+
+    def stored(self, prefix: str = "") -> Sequence[Stored]:
         start = self._prefix + _checked_prefix(prefix)
         with self._errors("list", prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
-            found = [item["Key"].removeprefix(self._prefix) for page in pages for item in page.get("Contents", ())]
-        return sorted(found, key=str.encode)
+            found = [
+                Stored(item["Key"].removeprefix(self._prefix), item["Size"], item["LastModified"].timestamp())
+                for page in pages
+                for item in page.get("Contents", ())
+            ]
+        return sorted(found, key=lambda item: item.key.encode())
+
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        with contextlib.suppress(StoreKeyError), self._errors("delete", key):
+            self._client.delete_object(**name)
 
     def create(self, key: str, data: bytes) -> None:
         from botocore.exceptions import ClientError

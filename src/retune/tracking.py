@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from retune.config import sha256_json
 
@@ -90,6 +91,31 @@ class Tracker:
         for run_id in orphans:
             self.close(run_id, "KILLED")
         return orphans
+
+    def active(self) -> list[tuple[str, str]]:
+        """Id and name of each DAG run's run that is RUNNING; one that was killed is among them until the next run closes it."""
+        tops = (run for run in self._search("attributes.status = 'RUNNING'") if KEY in run.data.tags)
+        return [(str(run.info.run_id), str(run.info.run_name)) for run in tops if "mlflow.parentRunId" not in run.data.tags]
+
+    def tagged(self, tag: str, values: Iterable[str]) -> list[Run]:
+        """Runs whose tag has one of the values."""
+        return [run for value in values for run in self._search(f"tags.`{tag}` = '{value}'")]
+
+    def _search(self, condition: str) -> Iterator[Run]:
+        """Every run of the experiment that meets it, whatever their number; none where there is no experiment yet."""
+        experiment = self.client.get_experiment_by_name(self.experiment)
+        token: str | None = None
+        while experiment:
+            page = self.client.search_runs([experiment.experiment_id], condition, page_token=token)
+            yield from page
+            if not (token := page.token):
+                return
+
+    def delete(self, run_id: str, file: str) -> None:
+        """Removes an artifact, or a folder of them; one that is not there is as good as removed."""
+        folder, _, name = file.rpartition("/")
+        if name in {Path(item.path).name for item in self.client.list_artifacts(run_id, folder or None)}:
+            get_artifact_repository(self.client.get_run(run_id).info.artifact_uri).delete_artifacts(file)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def working(self, run_id: str, done: bool = False) -> Iterator[None]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_objects_are_written_once_replaced_and_read(store: Store) -> None:
     assert (store.exists("a/ü b+c%20"), store.exists("a")) == (True, False)
     with pytest.raises(StoreKeyError):
         store.get("a")
+
+
+def test_objects_are_listed_with_size_and_time_and_deleted(store: Store) -> None:
+    begun = time.time()
+    for key in ("a/b", "a/c"):
+        store.put(key, b"12345")
+    assert [(item.key, item.size) for item in store.stored("a/")] == [("a/b", 5), ("a/c", 5)]
+    assert all(abs(item.modified - begun) < 60 for item in store.stored("a/"))
+    for _ in range(2):
+        store.delete("a/b")
+    assert store.list() == ["a/c"]
 
 
 def test_a_listing_of_several_pages_is_whole_and_sorted(s3: S3, bucket: str, store: Store) -> None:

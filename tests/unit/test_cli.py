@@ -18,7 +18,7 @@ from retune.store import open_store
 
 COMMANDS = (
     *("up", "down", "status", "new", "run", "land", "releases", "ledger", "rollback", "unbar", "predict"),
-    *("audit", "check", "checkout", "reproduce", "explain", "rate", "export", "doctor"),
+    *("audit", "check", "checkout", "reproduce", "explain", "rate", "export", "forget", "gc", "doctor"),
 )
 PROMPT = """
 name: p

@@ -66,7 +66,7 @@ class ScriptedS3:
                 if self.command != "HEAD":
                     self.wfile.write(content)
 
-            do_GET = do_PUT = do_HEAD = handle_one  # names that http.server asks for
+            do_GET = do_PUT = do_HEAD = do_DELETE = handle_one  # names that http.server asks for
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
@@ -79,6 +79,9 @@ class ScriptedS3:
                     return refusal(412, "PreconditionFailed")
                 self.objects[path] = body
                 return 200, {}, b""
+            if method == "DELETE":
+                self.objects.pop(path, None)
+                return 204, {}, b""
             if path not in self.objects:
                 return refusal(404, "NoSuchKey")
             return 200, {}, self.objects[path]
@@ -129,6 +132,25 @@ def test_put_replaces_and_create_does_not(store: Store) -> None:
     assert store.get("key") == b"two"
     store.create("other", b"")
     assert store.get("other") == b""
+
+
+def test_what_is_deleted_is_gone_and_nobody_minds_a_second_time(store: Store) -> None:
+    for key in ("a/b", "a/c"):
+        store.put(key, b"1")
+    for _ in range(2):
+        store.delete("a/b")
+    assert (store.exists("a/b"), store.exists("a/c")) == (False, True)
+    store.create("a/b", b"2")
+
+
+def test_a_listing_tells_size_and_time(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    store.put("b", b"12345")
+    store.put("a/b", b"")
+    os.utime(tmp_path / "store/b", (1000, 1000))
+    assert [(item.key, item.size) for item in store.stored()] == [("a/b", 0), ("b", 5)]
+    assert [item.modified for item in store.stored("b")] == [1000]
+    assert store.stored("c") == []
 
 
 def test_create_with_the_very_bytes_that_are_there_is_a_conflict(store: Store) -> None:

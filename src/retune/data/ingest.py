@@ -16,6 +16,7 @@ import pandera.pandas as pa
 
 from retune.config import Prompt
 from retune.data.columns import joined, normalised, redacted
+from retune.data.forgotten import Forgotten
 from retune.data.landing import LandingObject, file_sha256
 from retune.data.parts import BETWEEN_INPUTS, PartWriter, part_schema, quarantine_schema, split_buckets
 from retune.data.read import CHUNK_ROWS, Chunk, Layout, open_reading
@@ -56,6 +57,8 @@ class ObjectResult:
     """File name of the quarantined rows, in the folder `quarantine`; None where there are none."""
     assumptions: list[str]
     """How the file was read, in sentences for the user."""
+    forgotten: int = 0
+    """Rows that `retune forget` removed once: they stay out, and leave nothing but this count."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,6 +81,7 @@ class _Tally:
     rows: int = 0
     kept: int = 0
     duplicates: int = 0
+    forgotten: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     redacted: Counter[str] = field(default_factory=Counter)
     respelled: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -143,8 +147,15 @@ def new_or_changed(objects: Iterable[LandingObject], known: Mapping[str, Mapping
     return Changes(tuple(read), tuple(unchanged), fingerprints, tuple(sorted(set(known) - present)))
 
 
-def ingest_object(prompt: Prompt, item: LandingObject, sequence: int, out_dir: Path, chunk_rows: int = CHUNK_ROWS) -> ObjectResult:
-    """Parses, validates, quarantines, redacts and drops exact duplicates, chunk by chunk.
+def ingest_object(
+    prompt: Prompt,
+    item: LandingObject,
+    sequence: int,
+    out_dir: Path,
+    chunk_rows: int = CHUNK_ROWS,
+    forgotten: Sequence[Forgotten] = (),
+) -> ObjectResult:
+    """Leaves out forgotten rows, parses, validates, quarantines, redacts and drops exact duplicates, chunk by chunk.
 
     Reads: the object. Writes: `out_dir/<sha256[:16]>.parquet` and `out_dir/quarantine/<sha256[:16]>.parquet`, each only if it has rows;
     the same object and sequence give the same bytes. Raises BadInputError for a missing column or a file that is not what its suffix
@@ -153,18 +164,20 @@ def ingest_object(prompt: Prompt, item: LandingObject, sequence: int, out_dir: P
     fields = fields_of(prompt)
     schema = build_schema(fields)
     tally = _Tally()
+    for rows in forgotten:
+        rows.check(fields.names)
     with PartWriter(out_dir, part_schema(fields.names)) as kept, PartWriter(out_dir / QUARANTINE, quarantine_schema()) as quarantined:
         with item.snapshot() as path:
             sha256 = file_sha256(path)
             reading = open_reading(path, item.key, layout_of(prompt), chunk_rows)
             for chunk in reading.chunks:
-                good, bad = _take(chunk, fields, schema, tally)
+                good, bad = _take(_without(chunk, forgotten, tally), fields, schema, tally)
                 kept.write(good.assign(object=sequence))
                 quarantined.write(bad.assign(object=sequence))
-        if tally.rows != tally.kept + tally.duplicates + tally.quarantined.total():
+        if tally.rows != tally.kept + tally.duplicates + tally.quarantined.total() + tally.forgotten:
             raise IntegrityError(
-                f"{item.key}: {tally.rows} rows must be kept + duplicates + quarantined, got "
-                f"{tally.kept} + {tally.duplicates} + {tally.quarantined.total()}"
+                f"{item.key}: {tally.rows} rows must be kept + duplicates + quarantined + forgotten, got "
+                f"{tally.kept} + {tally.duplicates} + {tally.quarantined.total()} + {tally.forgotten}"
             )
         quarantine = quarantined.commit()
         part = kept.commit()
@@ -181,7 +194,25 @@ def ingest_object(prompt: Prompt, item: LandingObject, sequence: int, out_dir: P
         part=part,
         quarantine=quarantine,
         assumptions=reading.assumptions + _spelling(tally.respelled),
+        forgotten=tally.forgotten,
     )
+
+
+def _without(chunk: Chunk, forgotten: Sequence[Forgotten], tally: _Tally) -> Chunk:
+    """The chunk without rows that were forgotten, which count here and nowhere else."""
+    for rows in forgotten:
+        gone = rows.among(chunk.frame) | rows.among(chunk.frame.map(_recorded, na_action="ignore"))
+        malformed = tuple(item for item in chunk.malformed if not rows.holds([_recorded(item.raw)]))
+        count = int(gone.sum()) + len(chunk.malformed) - len(malformed)
+        tally.rows += count
+        tally.forgotten += count
+        chunk = Chunk(chunk.frame[~gone], malformed)
+    return chunk
+
+
+def _recorded(text: str) -> str:
+    """What the quarantine keeps of a text."""
+    return _start(text, _RECORD_CHARACTERS)
 
 
 def _take(chunk: Chunk, fields: Fields, schema: pa.DataFrameSchema, tally: _Tally) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -234,7 +265,7 @@ def _quarantine(chunk: Chunk, failed: pd.DataFrame, tally: _Tally) -> pd.DataFra
     tally.quarantined.update(kind for _, kind, _, _ in entries)
     rows = []
     for row, kind, reason, landing in sorted(entries, key=lambda entry: entry[0]):
-        shown = {name: None if value is None else tally.redact(_start(value, _RECORD_CHARACTERS)) for name, value in landing.items()}
+        shown = {name: None if value is None else tally.redact(_recorded(value)) for name, value in landing.items()}
         rows.append((row, kind, redact(_start(reason, _REASON_CHARACTERS))[0], json.dumps(shown, ensure_ascii=False)))
     return pd.DataFrame(rows, columns=["row", "kind", "reason", "record"])
 

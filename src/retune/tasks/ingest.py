@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from retune.config import Prompt, load_prompt
+from retune.data.forgotten import Forgotten
 from retune.data.identity import keep_identities
 from retune.data.ingest import QUARANTINE, ObjectResult, ingest_object, new_or_changed
 from retune.data.landing import Landing, open_objects
 from retune.dvc_files import EMPTY_DATA
-from retune.errors import ConflictError
+from retune.errors import ConflictError, StageError
 from retune.ledger import Entry, Ledger
+from retune.rewritten import DATASET, Rewritten
 from retune.settings import Settings
 from retune.store import s3_client
 from retune.tasks.context import Json
@@ -33,7 +35,7 @@ def ingest(name: str, dag_run_id: str, by: str, log: Callable[[str], None] = pri
     settings = Settings.load()
     prompt = load_prompt(settings.prompts / f"{name}.yaml")
     workspaces = Workspaces(settings, log)
-    ledger = Ledger(workspaces.store, "dataset")
+    ledger = Ledger(workspaces.store, DATASET)
     head = ledger.head()
     known = _known(head, name)
     landing = _landing(settings, prompt)
@@ -45,11 +47,12 @@ def ingest(name: str, dag_run_id: str, by: str, log: Callable[[str], None] = pri
     if not changes.read:
         log(f"{name}: nothing new in {prompt.source.path} ({len(changes.unchanged)} object(s), all known)")
         return None
+    forgotten = Rewritten.of(workspaces.store).forgotten(name)
     with tempfile.TemporaryDirectory(prefix="retune-ingest-") as temporary:
         scratch = Path(temporary)
         results = []
         for sequence, item in enumerate(changes.read, max((o["sequence"] for o in known.values()), default=0) + 1):
-            result = ingest_object(prompt, item, sequence, scratch)
+            result = ingest_object(prompt, item, sequence, scratch, forgotten=forgotten)
             before = known.get(item.key)
             if head and before and before["part"] and result.part:
                 lineage = workspaces.lineage(head.body["data"], head.n)
@@ -57,7 +60,7 @@ def ingest(name: str, dag_run_id: str, by: str, log: Callable[[str], None] = pri
                 result = replace(result, part=keep_identities(old, scratch / result.part, scratch))
             _report(result, log)
             results.append(result)
-        entry = _append(workspaces, ledger, prompt, results, scratch, dag_run_id, by)
+        entry = _append(workspaces, prompt, results, forgotten, scratch, dag_run_id, by)
     rows = entry.body["rows"][name]
     log(f"{name}: dataset revision {entry.n}, {rows} rows")
     return {"prompt": name, "revision": entry.n, "rows": rows, "objects": [r.key for r in results]}
@@ -76,7 +79,8 @@ def _landing(settings: Settings, prompt: Prompt) -> Landing:
 
 def _report(result: ObjectResult, log: Callable[[str], None]) -> None:
     quarantined = sum(result.quarantined.values())
-    log(f"{result.key}: {result.rows} rows = {result.kept} kept + {result.duplicates} duplicates + {quarantined} quarantined")
+    forgotten = f" + {result.forgotten} forgotten" if result.forgotten else ""
+    log(f"{result.key}: {result.rows} rows = {result.kept} kept + {result.duplicates} duplicates + {quarantined} quarantined{forgotten}")
     for assumption in result.assumptions:
         log(f"  assumed: {assumption}")
     for kind, count in sorted(result.quarantined.items()):
@@ -90,10 +94,19 @@ def _known(head: Entry | None, name: str) -> dict[str, Any]:
 
 
 def _append(
-    workspaces: Workspaces, ledger: Ledger, prompt: Prompt, results: list[ObjectResult], scratch: Path, dag_run_id: str, by: str
+    workspaces: Workspaces,
+    prompt: Prompt,
+    results: list[ObjectResult],
+    forgotten: list[Forgotten],
+    scratch: Path,
+    dag_run_id: str,
+    by: str,
 ) -> Entry:
-    """Adds the parts to the revision of this moment and appends the ledger's entry; rebases if another prompt was quicker."""
-    name = prompt.name
+    """Adds the parts to the revision of this moment and appends the ledger's entry; rebases if another prompt was quicker.
+
+    `forgotten`: what was when the objects were read. Raises StageError if more was since: they must be read again.
+    """
+    name, ledger = prompt.name, Ledger(workspaces.store, DATASET)
     add: dict[str, Path] = {}
     records: Json = {}
     for result in results:
@@ -106,6 +119,8 @@ def _append(
         records[result.key] = result.to_json() | {"files": sorted(files)}
     for _ in range(ATTEMPTS):
         head = ledger.head()
+        if Rewritten.of(workspaces.store).forgotten(name) != forgotten:
+            raise StageError(f"rows of {name} were forgotten while objects were read that may hold them; run the ingest again")
         objects = _known(head, name)
         stale = {f for key in records if key in objects for f in objects[key]["files"]}
         objects |= records

@@ -11,7 +11,7 @@ import yaml
 from retune.config import Prompt
 from retune.errors import IntegrityError
 from retune.ledger import Entry
-from retune.recorded import by_release
+from retune.recorded import as_it_reads_now, by_release
 from retune.records import Lineage
 from retune.tasks.context import Context, Json, read_frame
 from retune.workspace import Workspaces
@@ -129,4 +129,4 @@ def _lineage(context: Context, entries: list[Entry], release: str) -> Lineage:
     known = by_release(context.prompt.name, entries)
     if release not in known:
         raise IntegrityError(f"the ledger of {context.prompt.name} does not know release {release[:12]}")
-    return known[release].lineage
+    return as_it_reads_now(context.workspaces.store, known[release]).lineage

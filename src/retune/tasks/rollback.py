@@ -7,6 +7,7 @@ from retune.config import load_prompt
 from retune.errors import BadInputError, ConflictError
 from retune.ledger import Entry, standing
 from retune.records import Trigger
+from retune.rewritten import Rewritten
 from retune.settings import Settings
 from retune.tasks.context import Context, Json, champion_of
 
@@ -23,13 +24,15 @@ def choices(name: str) -> dict[str, Json]:
 
     Raises BadInputError if there is nothing to go back to.
     """
-    entries = _load(name).ledger.entries()
+    context = _load(name)
+    entries = context.ledger.entries()
     now = standing(entries)
-    if now.champion is None or now.fallback is None:
+    former = {c["release"]: {**c, "at": e.at} for e in entries if (c := e.body.get("champion"))}
+    gone = {*now.barred, *Rewritten.of(context.workspaces.store).deleted()}
+    if now.champion is None or now.fallback is None or not former.keys() - gone - {now.champion["release"]}:
         raise BadInputError(f"{name} has no earlier release to go back to; see `retune releases {name}`")
     current, first = now.champion["release"], now.fallback["release"]
-    former = {c["release"]: {**c, "at": e.at} for e in entries if (c := e.body.get("champion"))}
-    listed = sorted(former.keys() - now.barred - {current}, key=lambda r: (r == first, former[r]["at"]), reverse=True)
+    listed = sorted(former.keys() - gone - {current}, key=lambda r: (r == first, former[r]["at"]), reverse=True)
     return {f"version {former[r]['version']} · {r[:12]}": former[r] for r in listed}
 
 
