@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ __all__ = ["FORMATS", "Landing", "LandingObject", "S3Object", "StoredFile", "fil
 
 FORMATS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "csv.gz", "tsv.gz", "jsonl.gz", "ndjson.gz")
 _BLOCK = 1 << 20
+_MISLEADING = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
+"""Unicode categories: control, format (direction marks, zero width), unassigned, private, surrogates, line and paragraph separators."""
 
 
 class LandingObject(Protocol):
@@ -148,6 +151,10 @@ def _sorted(found: Iterator[LandingObject | tuple[str, str]]) -> Landing:
 
 
 def _skip_reason(key: str) -> str | None:
+    if _MISLEADING & {unicodedata.category(character) for character in key}:
+        return "control, direction or invisible characters in its name; land it under another"
+    if not {"", ".", ".."}.isdisjoint(key.split("/")):
+        return "its name is no plain relative path; land it under another"
     name = PurePosixPath(key)
     if any(part.startswith((".", "_")) for part in name.parts):
         return "hidden: a name starts with . or _"
@@ -158,20 +165,36 @@ def _skip_reason(key: str) -> str | None:
     return None
 
 
+def _shown(key: str) -> str:
+    """The key with what would not be seen, or would change how a line of a log reads, as its number."""
+    return "".join(f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in _MISLEADING else c for c in key)
+
+
 def _file_fingerprint(path: Path) -> str:
     stat = path.stat()
     return f"{stat.st_mtime_ns}-{stat.st_size}"
 
 
 def _list_folder(folder: Path) -> Iterator[LandingObject | tuple[str, str]]:
+    inside = folder.resolve()
     for path in folder.rglob("*"):
         key = path.relative_to(folder).as_posix()
-        if not path.is_file():
+        if path.is_dir() and not path.is_symlink():
             continue
-        if reason := _skip_reason(key):
-            yield key, reason
+        if reason := _skip_reason(key) or _link_reason(path, inside):
+            yield _shown(key), reason
         else:
             yield StoredFile(path, key, path.stat().st_size, _file_fingerprint(path))
+
+
+def _link_reason(path: Path, inside: Path) -> str | None:
+    if not path.is_symlink():
+        return None if path.is_file() else "no plain file"
+    if not path.is_file():
+        return "a link to no file; files of a linked folder are not read: land them themselves"
+    if not path.resolve().is_relative_to(inside):
+        return "a link out of the landing folder; land the file itself"
+    return None
 
 
 def _list_bucket(uri: str, client: Any) -> Iterator[LandingObject | tuple[str, str]]:
@@ -187,7 +210,7 @@ def _list_bucket(uri: str, client: Any) -> Iterator[LandingObject | tuple[str, s
                 if path.endswith("/"):
                     continue
                 if reason := _skip_reason(key):
-                    yield key, reason
+                    yield _shown(key), reason
                 else:
                     yield S3Object(client, bucket, path, key, entry["Size"], _s3_fingerprint(entry["ETag"], entry["Size"]))
     except ClientError as error:

@@ -217,6 +217,58 @@ def test_hidden_partial_and_unknown_files_are_listed_not_read(tmp_path: Path) ->
         open_objects("nowhere", root=tmp_path)
 
 
+MISLEADING = ["a\nb.csv", "a\x1b[2Jb.csv", "vsc.\u202etxt.csv", "a\u200bb.csv", "a\u2028b.csv", "b\ud800.csv"]
+
+
+def test_names_that_mislead_are_skipped_and_listed_so_that_they_can_be_seen(tmp_path: Path) -> None:
+    for name in [*MISLEADING[:-1], "grün 2026-05 (1).csv"]:
+        (tmp_path / name).touch()
+    (tmp_path / os.fsdecode(b"bytes\xff.csv")).touch()
+    landing = open_objects(str(tmp_path))
+    assert [item.key for item in landing.objects] == ["grün 2026-05 (1).csv"]
+    assert sorted(key for key, _ in landing.skipped) == [
+        "a\\u{1b}[2Jb.csv",
+        "a\\u{200b}b.csv",
+        "a\\u{2028}b.csv",
+        "a\\u{a}b.csv",
+        "bytes\\u{dcff}.csv",
+        "vsc.\\u{202e}txt.csv",
+    ]
+    assert all("characters in its name" in reason for _, reason in landing.skipped)
+
+
+def test_object_keys_that_are_no_plain_relative_paths_are_skipped() -> None:
+    keys = ["in/t/../../etc/a.csv", "in/t//etc/a.csv", "in/t/x/./a.csv", *(f"in/t/{name}" for name in MISLEADING), "in/t/x/a.csv"]
+    landing = open_objects("s3://bucket/in/t", s3=Bucket(dict.fromkeys(keys, b"")))
+    assert [item.key for item in landing.objects] == ["x/a.csv"]
+    reasons = dict(landing.skipped)
+    assert all("no plain relative path" in reasons[key] for key in ["../../etc/a.csv", "/etc/a.csv", "x/./a.csv"])
+    assert len(reasons) == len(keys) - 1
+
+
+def test_links_out_of_a_landing_folder_are_not_followed(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "landing"
+    outside.mkdir()
+    folder.mkdir()
+    (outside / "secret.csv").write_text("text,label\nsecret,low\n")
+    (folder / "real.csv").write_text("text,label\nx,low\n")
+    (folder / "inside.csv").symlink_to("real.csv")
+    (folder / "file.csv").symlink_to(outside / "secret.csv")
+    (folder / "up.csv").symlink_to("../outside/secret.csv")
+    (folder / "folder.csv").symlink_to(outside)
+    (folder / "nothing.csv").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.csv")
+    landing = open_objects("landing", root=tmp_path)
+    assert [item.key for item in landing.objects] == ["inside.csv", "real.csv"]
+    assert dict(landing.skipped) == {
+        "file.csv": "a link out of the landing folder; land the file itself",
+        "up.csv": "a link out of the landing folder; land the file itself",
+        "folder.csv": "a link to no file; files of a linked folder are not read: land them themselves",
+        "nothing.csv": "a link to no file; files of a linked folder are not read: land them themselves",
+        "pipe.csv": "no plain file",
+    }
+
+
 def test_only_new_and_changed_objects_are_read(tmp_path: Path) -> None:
     for name in ["same", "touched", "changed", "new"]:
         (tmp_path / f"{name}.csv").write_text(name)
