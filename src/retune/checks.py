@@ -18,10 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from retune.config import Prompt
+from retune.config import Prompt, read_yaml
 from retune.errors import ConfigError, RetuneError
 from retune.evaluation.rouge import ROUGE, rouge
 from retune.policy import Section
@@ -142,11 +141,9 @@ def read_checks(prompts: Path, prompt: Prompt) -> Checks | None:
 def load_checks(path: Path, prompt: Prompt) -> Checks:
     """Reads one file of checks. Raises ConfigError with every error of the file at once, by check and field."""
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        raw = read_yaml(path)
+    except OSError as error:
         raise ConfigError(f"no checks can be read from {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must be a mapping with `checks`, a list; got {type(raw).__name__}")
     try:

@@ -30,10 +30,15 @@ __all__ = [
     "load_prompt",
     "load_prompts",
     "override",
+    "read_yaml",
     "resolved_yaml",
     "sha256_json",
 ]
 
+_MAX_YAML = 1 << 20
+_MAX_VALUES = 100_000
+_SHOWN = 300
+"""Characters of a wrong value that a message repeats."""
 RELEASED = ("name", "task", "base_model", "template", "target", "labels", "slices", "preprocess", "tune", "generation")
 """Fields of a prompt file that a release is made of: the parameters of stage tune in dvc.yaml."""
 
@@ -42,7 +47,7 @@ class Source(Section):
     """Where new data land, and how to read them where guessing would go wrong."""
 
     path: str
-    """Folder (relative to the project) or s3://bucket/prefix."""
+    """Folder (relative to the project, or one of the machine that ingests by its full path) or s3://bucket/prefix."""
     columns: dict[str, str | int] = {}
     """Prompt field -> column name, or position from 0 in a file without a header. A field left out has its own name as column."""
     header: bool | None = None
@@ -61,6 +66,13 @@ class Source(Section):
     """A file with more columns is refused."""
     max_expansion: Annotated[float, Field(ge=1)] = 100.0
     """A gzip or Parquet file that holds more than this many times its own size, and 64 MiB, is refused."""
+
+    @field_validator("path")
+    @classmethod
+    def _a_place(cls, value: str) -> str:
+        if ".." in value.split("/") or not value.isprintable() or ("://" in value and not value.startswith("s3://")):
+            raise ValueError("must be a folder without .. in its path, or s3://bucket/prefix")
+        return value
 
 
 class Schedule(Section):
@@ -300,9 +312,41 @@ def _build(raw: Any, where: str) -> Prompt:
         for item in error.errors():
             location = ".".join(str(part) for part in item["loc"]) or "prompt"
             value = item["input"]
-            got = "" if isinstance(value, dict | BaseModel) else f", got {value!r}"
+            got = "" if isinstance(value, dict | BaseModel) else f", got {repr(value)[:_SHOWN]}"
             lines.append(f"{location}: {item['msg'].removeprefix('Value error, ')}{got}")
         raise ConfigError(f"{where}: {len(lines)} error(s)\n  " + "\n  ".join(lines)) from None
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file of plain YAML holds: no Python objects, and not more than its size promises.
+
+    Raises ConfigError for any other file, FileNotFoundError without one.
+    """
+    if path.stat().st_size > _MAX_YAML:
+        raise ConfigError(f"{path}: must take at most {_MAX_YAML:,} bytes, got {path.stat().st_size:,}")
+    try:
+        loader = yaml.SafeLoader(path.read_text("utf-8"))
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > _MAX_VALUES:
+            raise ConfigError(f"{path}: must hold at most {_MAX_VALUES:,} values, each alias (*name) counted as what it stands for")
+        return loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in a node, those behind aliases counted each time that they are used. Raises ValueError for a node within itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        inner = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in inner)
+    elif not known[id(node)]:
+        raise ValueError("an alias stands within what it names")
+    return known[id(node)]
 
 
 def load_prompt(path: Path, name: str | None = None) -> Prompt:
@@ -311,11 +355,9 @@ def load_prompt(path: Path, name: str | None = None) -> Prompt:
     Raises ConfigError with every error of the file at once.
     """
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
+        raw = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(f"no prompt file {path}; the file's name is the prompt's name with .yaml") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     prompt = _build(raw, str(path))
     if prompt.name != (name or path.stem):
         raise ConfigError(f"{path}: name must be {name or path.stem!r} as the file says, got {prompt.name!r}")

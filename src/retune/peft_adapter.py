@@ -15,6 +15,9 @@ __all__ = ["read_adapter"]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TENSOR = "prompt_embeddings"
 EXPECTED = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_transformer_submodules": 1}
+MAX_TOKENS = 1_000
+"""Virtual tokens, as in a prompt file."""
+MAX_HEADER = 1 << 20
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -33,6 +36,12 @@ def read_adapter(folder: Path, base: BaseModel) -> dict[str, torch.Tensor]:
         if config.get(field) != expected:
             raise BadInputError(f"{folder / CONFIG}: {field} must be {expected!r}, got {config.get(field)!r}; only prompt tuning is read")
     path = folder / WEIGHTS
+    most = MAX_TOKENS * base.hidden_size * 4 + MAX_HEADER
+    if path.is_file() and path.stat().st_size > most:
+        raise BadInputError(
+            f"{path}: must take at most {most:,} bytes, which is {MAX_TOKENS:,} virtual tokens on this base model, got "
+            f"{path.stat().st_size:,}; it holds more than a soft prompt, which is not read"
+        )
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

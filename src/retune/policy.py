@@ -1,8 +1,9 @@
 """What a prompt file asks of evaluation (`evaluate:`) and of the gate (`promote:`). Light imports only, like `retune.config`."""
 
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["PERTURBATIONS", "PROBES", "TASK_METRICS", "BaseModelRef", "Evaluate", "LabelledSet", "Policy", "Probes", "Section"]
 
@@ -13,14 +14,24 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _inside(path: str) -> str:
+    """The path. Whoever writes a prompt file names files of the project by it, and no others of the machine that reads them."""
+    if path.startswith(("/", "~")) or ".." in PurePosixPath(path).parts or "://" in path or not path.isprintable():
+        raise ValueError("must be a path inside the project, relative to it and without ..")
+    return path
+
+
+ProjectPath = Annotated[str, AfterValidator(_inside)]
+
+
 class BaseModelRef(Section):
     """The frozen language model: a local folder with its sha256, or a hub id with a full revision."""
 
-    path: str | None = None
-    """Folder, relative to the project."""
+    path: ProjectPath | None = None
+    """Folder, relative to the project; where it is none there, the folders of RETUNE_BASE_MODELS are searched for the hash."""
     sha256: Annotated[str | None, Field(pattern=SHA256)] = None
     """Hash of the folder (see `retune.inference.base_model.folder_sha256`)."""
-    hub: str | None = None
+    hub: Annotated[str | None, Field(pattern=r"^(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*$")] = None
     """Hub id, ORG/NAME."""
     revision: Annotated[str | None, Field(pattern=r"^[0-9a-f]{40}$")] = None
     """Full commit of the hub repository, 40 hex digits."""
@@ -79,7 +90,7 @@ PROBES: tuple[ProbeName, ...] = (*PERTURBATIONS, "templates", "swaps", "injectio
 class LabelledSet(Section):
     """A file of labelled rows beside the test split, such as an out-of-domain or a regression set."""
 
-    path: str
+    path: ProjectPath
     """CSV, TSV, JSONL or Parquet file relative to the project, its columns named as the prompt's fields."""
     sha256: Annotated[str, Field(pattern=SHA256)]
     """Of the file: the rows that a verdict was made on are those."""

@@ -105,17 +105,21 @@ def assemble(lines: Iterable[Line], delimiter: str, quote: str, width: int | Non
         line = waiting.popleft() if waiting else next(source, None)
         if line is None:
             return
-        in_vain, searched = searched > 0, max(0, searched - 1)
+        in_vain = searched > 0
+        searched -= in_vain
         if line.cut:
             yield Record([], line.text, too_long(longest))
             continue
         if not line.text.strip(" \r"):
             continue
-        fields, ending = split_fields(line.text, delimiter, quote)
         raw = line.text
+        if not quote or quote not in raw:
+            fields, ending = raw.split(delimiter), "whole"
+        else:
+            fields, ending, _ = _scan(raw, delimiter, quote)
         if ending == "open" and not in_vain:
             taken: list[Line] = []
-            joined = _close(line.text, waiting, source, taken, delimiter, quote, width, longest)
+            joined = _close(raw, waiting, source, taken, delimiter, quote, width, longest)
             if joined is not None and (width is None or len(joined[0]) == width or len(fields) != width):
                 fields, raw = joined
             else:

@@ -152,21 +152,33 @@ def _words(texts: Iterable[str]) -> tuple[npt.NDArray[np.int32], Ints]:
 
 def _numbered(words: npt.NDArray[np.int32], counts: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
     """Text and number of each shingle, text by text; a text of fewer than 3 words has these as its shingles."""
+    most = int(words.max(initial=0)) + 1
+    starts = np.cumsum(counts) - counts
+    text_of, number = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)]
+    thirds = [np.zeros(0, dtype=np.int32)]
+    fits = most**3 < 2**63
+    for first in range(0, len(counts), _TEXTS):
+        block = slice(first, first + _TEXTS)
+        texts, pairs, third = _triples(words, counts[block], starts[block], most)
+        text_of.append(texts + np.int32(first))
+        number.append(pairs * most + third if fits else pairs)
+        thirds.append(third[:0] if fits else third)
+    if fits:
+        return np.concatenate(text_of), np.concatenate(number)
+    # So many words that a number for every three of them would not fit: the pairs that there are get numbers of their own.
+    return np.concatenate(text_of), np.unique(np.concatenate(number), return_inverse=True)[1] * most + np.concatenate(thirds)
+
+
+def _triples(words: npt.NDArray[np.int32], counts: Ints, starts: Ints, most: int) -> tuple[npt.NDArray[np.int32], Ints, Any]:
+    """Of each shingle of some texts: the text, a number for its first two words, and its third; 0 is no word, as in a short text."""
     short = counts < 3
     lengths = np.where(short, counts, counts - 2)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(counts) else counts
     place = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-    text_of = np.repeat(np.arange(len(counts), dtype=np.int32), lengths)
     triple = np.repeat(~short, lengths)
-    first = words[place].astype(np.int64)
-    # 0 is no word: what follows in a short text.
     second = np.where(triple, words[np.minimum(place + 1, len(words) - 1)], 0)
     third = np.where(triple, words[np.minimum(place + 2, len(words) - 1)], 0)
-    most = int(words.max(initial=0)) + 1
-    pair = first * most + second
-    if most**3 >= 2**63:
-        pair = np.unique(pair, return_inverse=True)[1]
-    return text_of, pair * most + third
+    text_of = np.repeat(np.arange(len(counts), dtype=np.int32), lengths)
+    return text_of, words[place].astype(np.int64) * most + second, third
 
 
 def _candidates(text_of: Ints, shingle: npt.NDArray[np.int32]) -> Iterator[tuple[Ints, Ints]]:

@@ -16,7 +16,17 @@ import pyarrow.parquet as pq
 
 from retune.data.landing import file_sha256
 
-__all__ = ["BETWEEN_INPUTS", "BUCKETS", "PartWriter", "part_schema", "quarantine_schema", "read_parts", "split_bucket", "split_buckets"]
+__all__ = [
+    "BETWEEN_INPUTS",
+    "BUCKETS",
+    "PartWriter",
+    "in_order",
+    "part_schema",
+    "quarantine_schema",
+    "read_parts",
+    "split_bucket",
+    "split_buckets",
+]
 
 BUCKETS = 10_000
 BETWEEN_INPUTS = "\x1f"
@@ -94,4 +104,12 @@ def read_parts(paths: Iterable[Path]) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame({"object": [], "row": [], "bucket": []}, dtype="int64")
     frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
-    return frame.sort_values(["object", "row"], ignore_index=True)
+    return in_order(frame)
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows by object and row; a copy of them only where they do not stand so."""
+    number, row = rows["object"].to_numpy(), rows["row"].to_numpy()
+    if ((number[:-1] < number[1:]) | ((number[:-1] == number[1:]) & (row[:-1] <= row[1:]))).all():
+        return rows.reset_index(drop=True)
+    return rows.sort_values(["object", "row"], ignore_index=True)

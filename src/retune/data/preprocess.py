@@ -13,6 +13,7 @@ from retune.config import Prompt
 from retune.data.augment import augment
 from retune.data.columns import cleaned, texts_of
 from retune.data.duplicates import jaccard, resolve, shingles
+from retune.data.parts import in_order
 from retune.data.report import build_report
 from retune.data.split import SPLITS, split_names
 from retune.errors import BadInputError
@@ -84,7 +85,7 @@ def _prepare(parts: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
             f"data/{prompt.name}: the parts have no column {', '.join(missing)} (they have {', '.join(map(str, parts.columns))}); "
             "a field was added to the prompt since these rows were ingested: ingest the landed objects anew"
         )
-    rows = parts[wanted].sort_values(["object", "row"], ignore_index=True)
+    rows = in_order(parts[wanted])
     for name in free:
         rows[name] = cleaned(rows[name])
     rows["split"] = split_names(rows["bucket"], prompt.preprocess.splits)

@@ -96,12 +96,12 @@ def open_reading(path: Path, key: str, layout: Layout, chunk_rows: int = CHUNK_R
         rows = _read_json(path, bool(gz), layout, assumptions)
     else:
         rows = _read_delimited(path, suffix, bool(gz), layout, assumptions)
-    return Reading(_chunks(_naming(key, rows), list(layout.columns), chunk_rows), assumptions)
+    return Reading(_naming(key, _chunks(rows, list(layout.columns), chunk_rows)), assumptions)
 
 
-def _naming(key: str, rows: Iterator[Row]) -> Iterator[Row]:
+def _naming(key: str, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     try:
-        yield from rows
+        yield from chunks
     except BadInputError as error:
         raise BadInputError(f"{key}: {error}") from None
 
@@ -118,7 +118,7 @@ def _chunks(rows: Iterator[Row], fields: list[str], chunk_rows: int) -> Iterator
         else:
             numbers.append(number)
             values.append(row)
-            characters += sum(len(value) for value in row if value is not None)
+            characters += sum(map(len, filter(None, row)))
         if len(numbers) + len(malformed) >= chunk_rows or characters >= _CHUNK_CHARACTERS:
             yield _chunk(numbers, values, malformed, fields)
             numbers, values, malformed, characters = [], [], [], 0

@@ -2,6 +2,7 @@
 
 import fnmatch
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -190,7 +191,8 @@ def _device(environ: Mapping[str, str] = os.environ) -> str:
 def load_base(path: Path, sha256: str | None = None, device: str | None = None, dtype: torch.dtype = torch.float32) -> BaseModel:
     """Loads a model and its tokenizer from a folder, frozen, in eval mode.
 
-    Only safetensors are read and no code of the folder runs.
+    Only safetensors are read, and no code that the folder holds or names runs: the architecture is one of those that are known here before
+    transformers sees the folder, whose own settings (`auto_map`, an attention kernel of the hub, an adapter) turn nothing on.
 
     sha256: the folder's hash as already verified; None: computed here over the whole folder. device: cpu, cuda, cuda:N or sharded;
     None: what RETUNE_DEVICE says, else the GPU if there is one.
@@ -200,12 +202,8 @@ def load_base(path: Path, sha256: str | None = None, device: str | None = None, 
     """
     set_threads()
     sha256 = sha256 or folder_sha256(path)
-    if not list(path.glob("*.safetensors")):
-        raise BadInputError(f"{path} holds no *.safetensors; other weight formats can run code and are not read")
+    _check_harmless(path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    if config.model_type not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise BadInputError(f"base model architecture must be one of {known}, got {config.model_type!r} ({path})")
     place = device or _device()
     settings: dict[str, Any] = {"device_map": "balanced"} if place == "sharded" else {}
     family = ARCHITECTURES[config.model_type]
@@ -220,12 +218,36 @@ def load_base(path: Path, sha256: str | None = None, device: str | None = None, 
     model, loading = loaded
     if loading["missing_keys"]:
         raise BadInputError(f"{path}: the weights lack {', '.join(sorted(loading['missing_keys']))}")
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise BadInputError(f"{path}: the tokenizer cannot be loaded without code of its own, which is never run: {error}") from None
     if not getattr(tokenizer, "is_fast", False):
         raise BadInputError(f"{path}: the tokenizer must have a tokenizers backend (tokenizer.json), got {type(tokenizer).__name__}")
     if place != "sharded":
         model = model.to(place)
     return BaseModel(model.eval().requires_grad_(False), tokenizer, sha256, tokenizer_sha256(path))
+
+
+def _check_harmless(path: Path) -> None:
+    """Raises BadInputError for a folder that transformers must not see: it names code to run, or is not all that would be loaded."""
+    if not list(path.glob("*.safetensors")):
+        raise BadInputError(f"{path} holds no *.safetensors; other weight formats can run code and are not read")
+    if (path / "adapter_config.json").exists():
+        raise BadInputError(f"{path} holds an adapter (adapter_config.json), which would change the model; merge it, or remove it")
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+        kind, attention = config.get("model_type"), [config.get(name) for name in ("attn_implementation", "_attn_implementation")]
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInputError(f"{path / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        own = "; code that comes with a model (auto_map) is never run" if "auto_map" in config else ""
+        raise BadInputError(f"base model architecture must be one of {', '.join(sorted(ARCHITECTURES))}, got {kind!r} ({path}){own}")
+    for name in attention:
+        if name not in (None, "eager", "sdpa"):
+            raise BadInputError(
+                f"{path / 'config.json'}: attn_implementation must be eager or sdpa, got {name!r}: others may be fetched code"
+            )
 
 
 _LOADERS: Mapping[Family, Any] = MappingProxyType(

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from retune.config import Prompt, Tune, canonical_json
-from retune.errors import BadInputError, IntegrityError
+from retune.errors import BadInputError, ConfigError, IntegrityError
 from retune.inference.adapters import EMBEDDINGS, HEAD, MODULE, key_value_heads, tuned_model
 from retune.inference.base_model import BaseModel, Family
 from retune.inference.examples import example_lines, read_examples
@@ -43,6 +43,10 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter/adapter_config.json", "adapter/adapte
 WEIGHTS = "model/model.safetensors"
 CLASSIFIER = "classifier/model.safetensors"
 EXAMPLES = "examples/rows.jsonl"
+VARIABLE = "RETUNE_MAX_RELEASE_BYTES"
+MAX_BYTES = 16 << 30
+"""What a release may take unless the variable says otherwise: it is read into memory whole."""
+MAX_MANIFEST = 1 << 20
 NOTHING_TUNED = ("none", "few_shot")
 """Methods whose release holds no tensor."""
 TASK_TYPES: dict[Family, str] = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM"}
@@ -137,10 +141,12 @@ def read_release(folder: Path, release_id: str | None = None) -> Release:
 
     release_id: the id that it must have; None: any.
 
-    Raises BadInputError if there is no release, IntegrityError if it is not what was written.
+    Raises BadInputError if there is no release or it is too large to be read, IntegrityError if it is not what was written.
     """
     if not (folder / MANIFEST).is_file():
         raise BadInputError(f"{folder} holds no release ({MANIFEST} is missing)")
+    if (folder / MANIFEST).stat().st_size > MAX_MANIFEST:
+        raise IntegrityError(f"{folder / MANIFEST} is damaged: it takes more than {MAX_MANIFEST:,} bytes")
     raw = (folder / MANIFEST).read_bytes()
     found = hashlib.sha256(raw).hexdigest()
     if release_id is not None and found != release_id:
@@ -304,16 +310,29 @@ def _read_files(folder: Path, hashes: Mapping[str, str]) -> dict[str, bytes]:
     missing, extra = sorted(set(hashes) - present), sorted(present - set(hashes))
     if missing or extra or PROMPT not in hashes:
         raise IntegrityError(f"{folder}: files missing: {', '.join(missing) or 'none'}; files too many: {', '.join(extra) or 'none'}")
+    for name in hashes:
+        if not (folder / name).is_file():
+            raise IntegrityError(f"{folder / name} is not a plain file")
+    size, most = sum((folder / name).stat().st_size for name in hashes), _most_bytes()
+    if size > most:
+        raise BadInputError(
+            f"{folder}: the release takes {size:,} bytes, at most {most:,} are read into memory; set {VARIABLE} to allow it"
+        )
     contents = {}
     for name, expected in sorted(hashes.items()):
         path = folder / name
-        if not path.is_file():
-            raise IntegrityError(f"{path} is not a plain file")
         contents[name] = path.read_bytes()
         found = hashlib.sha256(contents[name]).hexdigest()
         if found != expected:
             raise IntegrityError(f"{path}: sha256 must be {expected}, got {found}")
     return contents
+
+
+def _most_bytes(environ: Mapping[str, str] = os.environ) -> int:
+    value = environ.get(VARIABLE) or str(MAX_BYTES)
+    if not value.isdigit():
+        raise ConfigError(f"{VARIABLE} must be a whole number of bytes, got {value!r}")
+    return int(value)
 
 
 def _read_prompt(folder: Path, raw: bytes) -> Prompt:

@@ -1,0 +1,49 @@
+"""Near-duplicates in blocks: whatever the blocks' size and however many words there are, the same pairs."""
+
+import random
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from retune.data import duplicates
+from retune.data.duplicates import jaccard, near_pairs, shingles
+
+
+def texts(seed: int, count: int) -> list[str]:
+    """Few words, so that many are near; some texts are short, some twice there, some without a word."""
+    generator = random.Random(seed)
+    return [" ".join(generator.choices("abcdefg", k=generator.randint(1, 9))) if generator.random() > 0.05 else "?!" for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_blocks_of_any_size_give_the_pairs_of_the_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    landed = texts(seed, 60)
+    expected = {
+        (later, earlier)
+        for earlier, later in combinations(range(len(landed)), 2)
+        if jaccard(shingles(landed[earlier]), shingles(landed[later])) >= 0.6
+    }
+    assert expected
+    for block, candidates in ((1, 1), (7, 13), (20_000, 1_000_000)):
+        monkeypatch.setattr(duplicates, "_TEXTS", block)
+        monkeypatch.setattr(duplicates, "_CANDIDATES", candidates)
+        chunks = list(near_pairs(iter(landed), 0.6))
+        found = [pair for later, earlier in chunks for pair in zip(later.tolist(), earlier.tolist(), strict=True)]
+        assert found == sorted(expected)
+        # A text's pairs stand in one chunk.
+        assert sum(len(set(later.tolist())) for later, _ in chunks) == len({later for later, _ in expected})
+
+
+def test_millions_of_words_do_not_run_out_of_numbers() -> None:
+    counts = np.array([1, 2, 3, 6, 4, 3], dtype=np.int64)
+    words = np.array([5, 5, 6, 1, 2, 3, 1, 2, 3, 1, 2, 4, 2, 3, 1, 2, 1, 2, 3], dtype=np.int32)
+    of_few, few = duplicates._numbered(words, counts)
+    of_many, many = duplicates._numbered(words + np.int32(2_000_000_000), counts)
+    assert of_few.tolist() == of_many.tolist() == [0, 1, 1, 2, 3, 3, 3, 3, 4, 4, 5]
+    assert (few[:, None] == few).tolist() == (many[:, None] == many).tolist()
+    # 1 2 3 three times, 2 3 1 and 3 1 2 twice; a word of a short text is no part of a longer one.
+    assert few[3] == few[4] == few[10]
+    assert few[5] == few[8]
+    assert few[6] == few[9]
+    assert len(set(few.tolist())) == 6
