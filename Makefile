@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 TORCH_VERSION := 2.13.0
+PIP_AUDIT_VERSION := 2.10.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 ifneq (,$(wildcard .env))
 include .env
 export
 endif
 
-.PHONY: demo up down test lint check bench base-model revision secrets images install install-dev lock help
+.PHONY: demo up down test lint scan-secrets audit check bench base-model revision secrets images install install-dev lock help
 .DEFAULT_GOAL := help
 
 help:  ## Lists the commands
@@ -45,12 +46,22 @@ down:  ## Stops them
 test: install-dev  ## Installs, then runs all tests (RETUNE_ALL_TIERS=1: a missing component is a failure, not a skip)
 	@$(BIN)/pytest
 
-lint: install-dev  ## Style and types
+lint: install-dev scan-secrets  ## Style, types and no secret in a tracked file
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-check: lint  ## Style, types and fast tests: clean before every commit
+# What looks like a secret and is none says so in its line: `# pragma: allowlist secret`.
+scan-secrets: install-dev  ## Fails where a tracked file holds what looks like a secret
+	@set -o pipefail; git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
+
+# --strict: where the database of vulnerabilities cannot be asked, or knows nothing of a package, this fails. It is no part of `make check`,
+# which needs no network.
+audit: install  ## Fails where a locked package has a known vulnerability (needs the network: asks PyPI)
+	@$(BIN)/uv tool run -q --from pip-audit==$(PIP_AUDIT_VERSION) pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
+	  -r requirements.lock
+
+check: lint  ## Style, types, secrets and fast tests: clean before every commit
 	@$(BIN)/pytest -q -m "not integration"
 
 bench: install-dev  ## Measures speed and memory as ratios in one run

@@ -28,7 +28,7 @@ class Api(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/auth/token":
-            if body["password"] != "right":
+            if body["password"] != "right":  # pragma: allowlist secret
                 return self.answer(401, {"detail": "Invalid credentials"})
             type(self).tokens += 1
             return self.answer(201, {"access_token": f"token-{type(self).tokens}"})

@@ -84,7 +84,7 @@ def test_an_address_that_does_not_take_it_is_logged_and_raises_nothing(plugin, i
 def test_secrets_are_cut_out(plugin, inbox, monkeypatch):
     monkeypatch.setenv("RETUNE_NOTIFY_URL", inbox.url)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
-    plugin.RetuneNotifier()(failure(OSError("signed with wJalrXUtnFEMI at postgresql://me:hunter2@db/airflow")))
+    plugin.RetuneNotifier()(failure(OSError("signed with wJalrXUtnFEMI at postgresql://me:hunter2@db/airflow")))  # pragma: allowlist secret
     assert inbox.received[0][1]["error"] == "OSError: signed with *** at postgresql://***@db/airflow"
 
 
