@@ -64,5 +64,4 @@ def test_a_server_that_is_away_is_not_well(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_worker_without_its_broker_is_not_well() -> None:
-    pytest.importorskip("redis", reason="the production packages are not installed")
-    assert "no broker" in str(takes_messages("gpu", "redis://:secret@127.0.0.1:9/0"))
+    assert "no broker" in str(takes_messages("gpu", "amqp://127.0.0.1:9//"))
