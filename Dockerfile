@@ -30,6 +30,7 @@ ENV AIRFLOW_HOME=/home/retune/airflow \
 FROM packages AS packages-with-torch
 ARG TORCH_INDEX=https://pypi.org/simple
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" torch==2.13.0
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 FROM packages AS slim
 COPY .dvcignore LICENSE README.md data.dvc dvc.lock dvc.yaml params.yaml pyproject.toml ./
@@ -39,7 +40,8 @@ COPY plugins ./plugins
 COPY prompts ./prompts
 COPY dags ./dags
 COPY src ./src
-RUN uv pip install --system --no-cache --no-deps --editable .
+# Compiled here: the user who runs it may not write beside it.
+RUN uv pip install --system --no-cache --no-deps --editable . && python -m compileall -q dags plugins src
 ARG RETUNE_CODE_COMMIT
 RUN test "${#RETUNE_CODE_COMMIT}" -eq 40 || { echo "RETUNE_CODE_COMMIT must be the commit of this code: build with 'make images'"; exit 1; }
 ENV RETUNE_CODE_COMMIT=$RETUNE_CODE_COMMIT
@@ -53,7 +55,8 @@ COPY plugins ./plugins
 COPY prompts ./prompts
 COPY dags ./dags
 COPY src ./src
-RUN uv pip install --system --no-cache --no-deps --editable .
+# Compiled here: the user who runs it may not write beside it.
+RUN uv pip install --system --no-cache --no-deps --editable . && python -m compileall -q dags plugins src
 ARG RETUNE_CODE_COMMIT
 RUN test "${#RETUNE_CODE_COMMIT}" -eq 40 || { echo "RETUNE_CODE_COMMIT must be the commit of this code: build with 'make images'"; exit 1; }
 ENV RETUNE_CODE_COMMIT=$RETUNE_CODE_COMMIT

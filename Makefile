@@ -16,7 +16,7 @@ endif
 .DEFAULT_GOAL := help
 
 help:  ## Lists the commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 # torch comes first, by pip: the index that pip is set to decides between the CPU and the CUDA build. A torch that is there already stays.
 $(VENV)/.installed: requirements.lock pyproject.toml

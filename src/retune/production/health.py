@@ -32,11 +32,12 @@ def reported(url: str, component: str | None = None) -> str | None:
 def takes_messages(name: str, broker: str) -> str | None:
     """What is wrong, or None. Celery's own command does the same, and imports Airflow for it: 3 s of a processor each time."""
     from celery import Celery
+    from kombu.exceptions import OperationalError
 
     worker = f"{name}@{socket.gethostname()}"
     try:
         answers = Celery(broker=broker).control.ping(destination=[worker], timeout=WITHIN)
-    except OSError as error:
+    except OperationalError as error:
         return f"no broker: {error}"
     return None if answers else f"{worker} does not answer"
 

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from retune.local.files import write_private
-
 __all__ = ["SECRETS", "add_missing"]
 
 
@@ -44,11 +42,11 @@ def add_missing(path: Path) -> list[str]:
     before = path.read_text("utf-8") if path.exists() else ""
     there = {name for name, value in re.findall(r"^\s*(?:export\s+)?(\w+)\s*=(.*)$", before, re.MULTILINE) if value.strip(" \t\"'")}
     missing = [name for name in SECRETS if name not in there]
-    lines = [f"{name}={SECRETS[name]()}" for name in missing]
-    if before and not before.endswith("\n"):
-        before += "\n"
-    # The file itself, where .env is a link to it.
-    write_private(path.resolve(), before + "".join(f"{line}\n" for line in lines))
+    path.touch(0o600)
+    path.chmod(0o600)  # before the first secret is in it
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" if before and not before.endswith("\n") else "")
+        file.writelines(f"{name}={SECRETS[name]()}\n" for name in missing)
     return missing
 
 
