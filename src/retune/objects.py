@@ -1,5 +1,6 @@
 """Tracked files straight from the content-addressed remote, or from the host's cache before it; the hash of every byte verified."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -57,18 +58,23 @@ class Objects:
     def get(self, md5: str) -> bytes:
         """An object's bytes. Raises IntegrityError if the remote's are others, StoreKeyError if it has none."""
         name = object_name(md5)
-        cached = self._cache / name
-        if cached.is_file():
-            data = cached.read_bytes()
-            if md5_of(data) == md5.removesuffix(".dir"):
-                return data
+        if (cached := self._cached(md5)) is not None:
+            return cached
         data = self._store.get(object_key(md5))
+        if md5_of(data) != md5.removesuffix(".dir"):
+            data = self._store.get(object_key(md5))  # an answer that was cut on its way is whole the second time
         found = md5_of(data)
         if found != md5.removesuffix(".dir"):
             raise IntegrityError(
                 f"object {name} in the store has hash {found}: it was changed or cut after it was pushed; restore it from a backup"
             )
         return data
+
+    def _cached(self, md5: str) -> bytes | None:
+        """An object's bytes from the host's cache; None where it is not there, or damaged."""
+        place = self._cache / object_name(md5)
+        data = place.read_bytes() if place.is_file() else None
+        return data if data is not None and md5_of(data) == md5.removesuffix(".dir") else None
 
     def put(self, content: bytes) -> None:
         """Puts a file's content into the remote, unless it is there."""
@@ -93,7 +99,22 @@ class Objects:
             self._store.put(object_key(md5), self.get(md5))
         found = self._store.md5(object_key(md5))
         if found != md5.removesuffix(".dir"):
+            found = self._store.md5(object_key(md5))  # an answer that was cut on its way is whole the second time
+        if found != md5.removesuffix(".dir") and (whole := self._cached(md5)) is not None:
+            self._store.put(object_key(md5), whole)  # DVC takes an object that is there for whole, and pushes it no second time
+            found = self._store.md5(object_key(md5))
+        if found != md5.removesuffix(".dir"):
             raise IntegrityError(f"{object_key(md5)} was pushed but reads back as {found}; look at the store's health and run again")
+
+    def drop_damaged(self, md5s: Iterable[str]) -> list[str]:
+        """Removes what is not what its name says from the host's cache, and returns it: DVC trusts whatever is read-only there."""
+        damaged = []
+        for md5 in md5s:
+            place = self._cache / object_name(md5)
+            if place.is_file() and _file_md5(place) != md5.removesuffix(".dir"):
+                place.unlink(missing_ok=True)
+                damaged.append(md5)
+        return damaged
 
     def keep_listing(self, files: Mapping[str, str]) -> str:
         """Puts DVC's listing of a folder (relative path -> md5) into the host's cache and returns its hash."""
@@ -105,6 +126,11 @@ class Objects:
         temporary.write_bytes(body)
         temporary.replace(place)
         return md5
+
+
+def _file_md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def object_key(md5: str) -> str:

@@ -62,7 +62,7 @@ class Registry:
         """Version number of the release, registered if it is not yet. `folder` is the verified release folder."""
         if version := self.find(release):
             return str(version.version)
-        model = self._log(prompt, folder, run_id)
+        model = self._logged(release, run_id) or self._log(prompt, release, folder, run_id)
         logged = self.client.get_logged_model(model.model_id)
         if logged.status != LoggedModelStatus.READY:
             raise IntegrityError(f"MLflow's model {model.model_id} is {logged.status}, not READY; is its disk full? Run again when mended")
@@ -82,9 +82,19 @@ class Registry:
         found = self.find(release)
         if found is None or int(found.version) > int(version.version):
             raise IntegrityError(f"version {version.version} of {self.prompt} does not read back from MLflow by its release {release[:12]}")
+        if int(found.version) < int(version.version):  # somebody else registered the release at the same moment: theirs came first
+            self.client.delete_model_version(self.prompt, str(version.version))
         return str(found.version)
 
-    def _log(self, prompt: Prompt, folder: Path, run_id: str) -> Any:
+    def _logged(self, release: str, run_id: str) -> Any:
+        """The model of a release that an earlier try logged whole, and was killed before it made a version of it."""
+        experiment = self.client.get_run(run_id).info.experiment_id
+        logged = self.client.search_logged_models(
+            [experiment], filter_string=f"source_run_id = '{run_id}' AND tags.`{RELEASE}` = '{release}'"
+        )
+        return next((model for model in logged if model.status == LoggedModelStatus.READY), None)
+
+    def _log(self, prompt: Prompt, release: str, folder: Path, run_id: str) -> Any:
         columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, name) for name in prompt.inputs]
         predictions: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "prediction")]
         predictions += [ColSpec(DataType.double, f"p_{label}") for label in prompt.labels]
@@ -107,6 +117,7 @@ class Registry:
                 flavor=mlflow.pyfunc,
                 name=self.prompt,
                 run_id=run_id,
+                tags={RELEASE: release},
                 python_model=str(package / "inference/pyfunc_model.py"),
                 artifacts={"release": str(folder)},
                 code_paths=[str(code)],

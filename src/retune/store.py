@@ -403,6 +403,8 @@ class S3Store:
             raise ConfigError(f"{what}; create the bucket {self._bucket!r} or correct the store's address") from error
         if status == 404:
             raise StoreKeyError(f"no object {key!r} in {self.url}") from error
+        if code == "RequestTimeTooSkewed":
+            raise ConfigError(f"{what}; this machine's clock is off by more than the storage takes: set it, then run again") from error
         if status in (401, 403) or code in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired"):
             raise ConfigError(
                 f"{what}; these credentials need s3:GetObject, s3:PutObject and s3:ListBucket on {self._bucket!r} (without the last, "

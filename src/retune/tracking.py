@@ -152,13 +152,17 @@ class Tracker:
         self.client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
 
     def curve(self, run_id: str, rows: list[dict[str, Any]]) -> None:
-        """Logs the curve unless its last step is there already: a stage that ran has streamed it, a restored one has not."""
+        """Logs what of the curve is not there yet: a stage that ran has streamed it, or part of it where MLflow was away; a restored one
+        has not."""
         if not rows:
             return
         metric = next((m for m in ("validation_loss", "train_loss") if rows[-1].get(m) is not None), None)
         if metric and any(m.step == int(rows[-1]["step"]) for m in self.client.get_metric_history(run_id, metric)):
             return
-        log_curve(self.client, run_id, rows)
+        names = {name for row in rows for name in row} - {"step", "time"}
+        there = {(name, point.step) for name in names for point in self.client.get_metric_history(run_id, name)}
+        missing = ({k: v for k, v in row.items() if (k, int(row["step"])) not in there} for row in rows)
+        log_curve(self.client, run_id, missing)
 
     def text(self, run_id: str, text: str, file: str) -> None:
         self.client.log_text(run_id, text, file)

@@ -23,7 +23,7 @@ import yaml
 
 from retune.child import run_child, terminated_as_exception
 from retune.config import Prompt, resolved_yaml, sha256_json
-from retune.dvc_files import EMPTY_DIR, REMOTE, entry, lay, path_md5, safe, sections
+from retune.dvc_files import EMPTY_DIR, REMOTE, entry, lay, outs, path_md5, safe, sections
 from retune.errors import ConfigError, IntegrityError, RetuneError, StageError
 from retune.machine import machine
 from retune.objects import Objects
@@ -126,6 +126,7 @@ class Workspaces:
             else:
                 self.log(f"{name}: restored by key {key[:12]}, nothing executed")
                 return StageRun(laid, key, True, time.monotonic() - start)
+        self._check_cache(lineage, *filter(lambda path: not self._is_code(path), self._stage(stage, prompt.name)["deps"]))
         with self._workspace(lineage, prompt, stage) as folder:
             with self._checkpoints(folder, stage, prompt, key) as (more, on_line):
                 commands = ["repro", "--pull", "--no-run-cache", "-s", name], ["push", "-q", name]
@@ -134,7 +135,12 @@ class Workspaces:
             executed = {**machine(), "seconds": round(time.monotonic() - begun, 2)}
             known = {"section": sections((folder / "dvc.lock").read_text("utf-8"))[name], "machine": executed}
             laid = _with(lineage, stage, prompt.name, known)
-            for md5 in self._stage_objects(laid, stage, prompt.name):
+            made = list(self._stage_objects(laid, stage, prompt.name))
+            if damaged := self.objects.drop_damaged(made):
+                raise StageError(
+                    f"this host's cache held a damaged copy of {damaged[0]}, which {name} made again; it is removed: run it again"
+                )
+            for md5 in made:
                 self.objects.verify(md5)
             if self._key(stage, prompt, lineage) != key:
                 raise StageError(f"the code or files that {name} depends on changed while it ran; run it again")
@@ -199,6 +205,7 @@ class Workspaces:
             stay = {name: md5 for name, md5 in self.files(lineage, "data").items() if name not in set(remove)}
             out = {"md5": self.objects.keep_listing(stay), "nfiles": len(stay), "hash": "md5", "path": "data"}
             data = yaml.safe_dump({"outs": [out]}, sort_keys=False)
+        self._check_cache(replace(lineage, data=data))
         with self._workspace(replace(lineage, data=data)) as folder:
             for name, path in add.items():
                 place = folder / "data" / safe(name)
@@ -222,6 +229,12 @@ class Workspaces:
         return sha256_json({s: {d: self._project_hash(d) for d in self._stage(s, prompt.name)["deps"] if self._is_code(d)} for s in STAGES})
 
     # ---- inside
+
+    def _check_cache(self, lineage: Lineage, *paths: str) -> None:
+        """Takes damaged listings and damaged files under these paths out of the host's cache before DVC uses them; it fetches them anew."""
+        self.objects.drop_damaged([out["md5"] for out in outs(lineage) if out["md5"].endswith(".dir")])
+        if damaged := self.objects.drop_damaged([md5 for path in paths for md5 in self.files(lineage, path).values()]):
+            self.log(f"{len(damaged)} damaged object(s) removed from this host's cache ({damaged[0]}, ...)")
 
     def _dependencies(self, lineage: Lineage, stage: str, prompt: str) -> dict[str, str]:
         """Path -> md5 of what a stage ran with, by its section. Empty for a section that names an output alone."""

@@ -180,6 +180,22 @@ def test_damage_is_found_and_the_entry_named(tmp_path: Path, n: int, how: str) -
             ledger.head()
 
 
+def test_an_answer_that_was_cut_on_its_way_is_read_again(tmp_path: Path) -> None:
+    entries = filled(tmp_path, 3).entries()
+    cut = [path(tmp_path, 2).name]
+
+    class Cutting(FolderStore):
+        def get(self, key: str) -> bytes:
+            whole = super().get(key)
+            if Path(key).name in cut:
+                cut.remove(Path(key).name)
+                return whole[: len(whole) // 2]
+            return whole
+
+    assert Ledger(Cutting(tmp_path), "support").entries() == entries
+    assert cut == []
+
+
 def test_a_changed_value_is_found_by_the_entry_after_it(tmp_path: Path) -> None:
     ledger = filled(tmp_path, 3)
     place = path(tmp_path, 1)

@@ -407,6 +407,7 @@ def test_a_body_that_breaks_off_is_not_an_object(s3: ScriptedS3) -> None:
         (503, "SlowDown", StageError, "try again"),
         (403, "AccessDenied", ConfigError, "s3:GetObject"),
         (403, "SignatureDoesNotMatch", ConfigError, "credentials"),
+        (403, "RequestTimeTooSkewed", ConfigError, "clock is off"),
         (400, "ExpiredToken", ConfigError, "credentials"),
         (400, "AuthorizationHeaderMalformed", ConfigError, "AWS_REGION"),
         (501, "NotImplemented", ConfigError, "conditional writes"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from retune.tracking import Tracker
+from retune.tracking import Tracker, log_curve
 
 CURVE = [
     {"step": 0, "epoch": 0, "validation_loss": 1.5},
@@ -84,6 +84,14 @@ def test_a_curve_is_logged_once(tracker: Tracker) -> None:
     history = tracker.client.get_metric_history(run_id, "validation_loss")
     assert [(m.step, m.value) for m in history] == [(0, 1.5), (2, 1.1)]
     assert [(m.step, m.value) for m in tracker.client.get_metric_history(run_id, "train_loss")] == [(1, 1.4), (2, 1.2)]
+
+
+def test_a_curve_of_which_a_part_was_streamed_gets_the_rest(tracker: Tracker) -> None:
+    run_id = tracker.open("part", "part", {})
+    log_curve(tracker.client, run_id, CURVE[1:2])
+    tracker.curve(run_id, CURVE)
+    for name, steps in {"train_loss": [1, 2], "validation_loss": [0, 2], "epoch": [0, 1, 2]}.items():
+        assert sorted(point.step for point in tracker.client.get_metric_history(run_id, name)) == steps
 
 
 def test_the_curves_of_a_run_are_those_of_its_trials(tracker: Tracker) -> None:

@@ -53,13 +53,18 @@ class Checkpoint:
         return time.monotonic() - self._last >= self.every
 
     def save(self, state: State) -> None:
-        """Replaces the file: it is the old one or the new one, never part of one."""
+        """Replaces the file: it is the old one or the new one, never part of one. A full disk leaves the old one, and stops no tuning."""
         figures = json.dumps({"step": state.step, **state.figures}, allow_nan=False)
         content = save({name: x.detach().cpu().contiguous() for name, x in state.tensors.items()}, metadata={"figures": figures})
         partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-        partial.replace(self.path)
         self._last = time.monotonic()
+        try:
+            partial.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+            partial.replace(self.path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            logger.warning("the checkpoint of step %d was not saved (%s); tuning goes on", state.step, error.strerror)
+            return
         self.saved(self.path, state.step)
 
     def load(self) -> State | None:

@@ -62,6 +62,7 @@ def _stream() -> Iterator[Callable[[dict[str, Any]], None]]:
     import mlflow  # a second of start-up that a run by hand does not need
 
     broken = False
+    known: set[tuple[str, int]] = set()
     pending: list[dict[str, Any]] = []
     sent = time.monotonic()
 
@@ -71,7 +72,7 @@ def _stream() -> Iterator[Callable[[dict[str, Any]], None]]:
             mlflow.entities.Metric(k, float(row[k]), int(row["time"] * 1000), int(row["step"]))
             for row in pending
             for k in COLUMNS[1:]
-            if row.get(k) is not None
+            if row.get(k) is not None and (k, int(row["step"])) not in known
         ]
         pending.clear()
         sent = time.monotonic()
@@ -92,6 +93,7 @@ def _stream() -> Iterator[Callable[[dict[str, Any]], None]]:
 
     os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")  # s; at MLflow's 10, a short trial ends without one
     try:
+        known = _streamed(run_id)
         mlflow.start_run(run_id=run_id, log_system_metrics=True)
     except mlflow.exceptions.MlflowException as error:
         _away(error)
@@ -108,6 +110,15 @@ def _stream() -> Iterator[Callable[[dict[str, Any]], None]]:
             mlflow.end_run(status)
         except mlflow.exceptions.MlflowException as error:
             _away(error)
+
+
+def _streamed(run_id: str) -> set[tuple[str, int]]:
+    """Metric and step of the points that a try before this one has sent; a point that is sent again stands in the curve twice."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    there = client.get_run(run_id).data.metrics.keys() & set(COLUMNS)
+    return {(name, int(point.step)) for name in there for point in client.get_metric_history(run_id, name)}
 
 
 def _away(error: Exception) -> None:
