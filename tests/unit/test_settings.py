@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retune.errors import ConfigError
-from retune.settings import Settings
+from retune.settings import Settings, without_password
 
 
 @pytest.fixture
@@ -27,3 +27,31 @@ def test_an_hour_has_a_price_only_where_one_is_set(project: Path) -> None:
 def test_a_price_that_is_none_is_refused(project: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=f"RETUNE_DEVICE_HOUR_PRICE must be a number of 0 or more, .* got '{value}'"):
         price(project, value)
+
+
+WORD = "hunter2" + "aQ9x"
+
+
+def test_a_password_in_an_address_is_not_shown(project: Path) -> None:
+    server = f"https://retune:{WORD}@mlflow.example.org/base"
+    settings = Settings.load({"RETUNE_PROJECT": str(project), "MLFLOW_TRACKING_URI": server})
+    assert settings.tracking_uri == server
+    assert settings.mlflow_url == "https://mlflow.example.org/base", "links go to XCom, MLflow and the ledger"
+    database = Settings.load({"RETUNE_PROJECT": str(project), "MLFLOW_TRACKING_URI": f"postgresql://retune:{WORD}@db:5432/mlflow"})
+    assert database.mlflow_url == "postgresql://db:5432/mlflow"
+    with pytest.raises(ConfigError, match="got 'https://bucket/x'"):
+        Settings.load({"RETUNE_PROJECT": str(project), "RETUNE_STORE": f"https://me:{WORD}@bucket/x"})
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (f"postgresql+psycopg2://me:{WORD}@db/x", "postgresql+psycopg2://db/x"),
+        (f"redis://:{WORD}@redis:6379/0 and amqp://u:{WORD}@mq", "redis://redis:6379/0 and amqp://mq"),
+        (f"https://me:{WORD}@at@host/x", "https://host/x"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+        ("sqlite:////folder/mlflow.db", "sqlite:////folder/mlflow.db"),
+    ],
+)
+def test_what_is_left_of_an_address(address: str, shown: str) -> None:
+    assert without_password(address) == shown
