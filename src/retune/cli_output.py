@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retune.errors import RetuneError
+from retune.settings import without_password
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,7 +82,7 @@ def places(stack: "Stack") -> dict[str, Any]:
     """Where a running stack's parts are, for programs."""
     return {
         "airflow": {"url": stack.airflow_url, "user": stack.user, "password_file": stack.password_file, "home": stack.airflow_home},
-        "mlflow": {"url": stack.mlflow_url, "external": stack.mlflow_external},
+        "mlflow": {"url": without_password(stack.mlflow_url), "external": stack.mlflow_external},
         "components": stack.components,
         "started_at": stack.started,
     }

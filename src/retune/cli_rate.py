@@ -12,6 +12,7 @@ import typer
 
 from retune.cli_output import AsJson, console, emit, reach_mlflow
 from retune.errors import BadInputError, ConfigError
+from retune.settings import without_password
 
 if TYPE_CHECKING:
     from retune.evaluation.sample import Ratings, Sample
@@ -58,7 +59,7 @@ def rate(
         tracker.json(given.run, mine.model_dump(mode="json"), f"{FOLDER}/{who}.json")
         tracker.metrics(given.run, found)
     except MlflowException as error:
-        raise BadInputError(f"{tracker.client.tracking_uri}: {error.message}") from None
+        raise BadInputError(f"{without_password(tracker.client.tracking_uri)}: {error.message}") from None
     own = summary([mine])
     if as_json:
         emit({"prompt": prompt, "mlflow_run_id": given.run, "candidate": sample.candidate, "by": who, "own": own, "everyone": found})
@@ -95,7 +96,9 @@ def _sample(tracker: "Tracker", run: str) -> "Sample":
     try:
         kept = tracker.artifacts(run, str(Path(SAMPLE).parent)).get(SAMPLE)
     except MlflowException as error:
-        raise BadInputError(f"{tracker.client.tracking_uri} knows no run {run} (unknown, or deleted): {error.message}") from None
+        raise BadInputError(
+            f"{without_password(tracker.client.tracking_uri)} knows no run {run} (unknown, or deleted): {error.message}"
+        ) from None
     if kept is None:
         raise BadInputError(f"MLflow run {run} has no {SAMPLE}: it is not the run of a decision")
     return Sample.from_json(json.loads(kept))

@@ -2,13 +2,14 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from retune.errors import ConfigError
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "without_password"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Settings:
     tracking_uri: str
     """MLflow server or database (MLFLOW_TRACKING_URI)."""
     mlflow_url: str
-    """Where people open MLflow, for links (RETUNE_MLFLOW_URL; else the tracking URI)."""
+    """Where people open MLflow, for links (RETUNE_MLFLOW_URL; else the tracking URI, without a password)."""
     s3_endpoint: str | None
     """S3 endpoint where it is not AWS (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL)."""
     require_clean: bool
@@ -50,7 +51,7 @@ class Settings:
         if "://" not in store:
             store = str((project / store).resolve())
         elif not store.startswith("s3://"):
-            raise ConfigError(f"RETUNE_STORE must be a folder or s3://bucket/prefix, got {store!r}")
+            raise ConfigError(f"RETUNE_STORE must be a folder or s3://bucket/prefix, got {without_password(store)!r}")
         models = environ.get("RETUNE_BASE_MODELS")
         tracking_uri = environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
         return cls(
@@ -61,12 +62,17 @@ class Settings:
             prompts=(project / (environ.get("RETUNE_PROMPTS") or "prompts")).resolve(),
             base_models=tuple((project / p).resolve() for p in models.split(os.pathsep)) if models else (project / "examples",),
             tracking_uri=tracking_uri,
-            mlflow_url=(environ.get("RETUNE_MLFLOW_URL") or tracking_uri).rstrip("/"),
+            mlflow_url=without_password(environ.get("RETUNE_MLFLOW_URL") or tracking_uri).rstrip("/"),
             s3_endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,
             require_clean=environ.get("RETUNE_REQUIRE_CLEAN", "0") == "1",
             device_hour_price=_price(environ.get("RETUNE_DEVICE_HOUR_PRICE")),
             gpu_pod_template=_pod_template(environ.get("RETUNE_GPU_POD_TEMPLATE")),
         )
+
+
+def without_password(address: str) -> str:
+    """An address, or a text with addresses in it, that may be shown: without `user:password@`."""
+    return re.sub(r"://[^/\s]*@", "://", address)
 
 
 def _price(text: str | None) -> float | None:

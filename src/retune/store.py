@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 from retune.errors import ConfigError, ConflictError, RetuneError, StageError
-from retune.settings import Settings
+from retune.settings import Settings, without_password
 
 __all__ = ["FolderStore", "S3Store", "Store", "StoreKeyError", "Stored", "check_create", "open_store", "s3_client"]
 
@@ -394,7 +394,7 @@ class S3Store:
         except (BotoCoreError, HTTPError) as error:
             where = f"{self.url} at {_shown(self._endpoint)}" if self._endpoint else self.url
             hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if "redential" in type(error).__name__ else "is the storage reachable?"
-            raise StageError(f"cannot {action} {key!r} in {where}: {_without_passwords(str(error))}; {hint}") from error
+            raise StageError(f"cannot {action} {key!r} in {where}: {without_password(str(error))}; {hint}") from error
 
     def _fail(self, error: Any, action: str, key: str) -> NoReturn:
         status, code, _ = _answer(error)
@@ -451,12 +451,8 @@ def _md5(pieces: Iterator[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _without_passwords(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
-
-
 def _shown(address: str | None) -> str:
-    return _without_passwords(repr(address))
+    return without_password(repr(address))
 
 
 def _sync(folder: Path) -> None:

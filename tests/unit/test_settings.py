@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retune.errors import ConfigError
-from retune.settings import Settings
+from retune.settings import Settings, without_password
 
 
 @pytest.fixture
@@ -36,3 +36,31 @@ def test_the_pod_template_is_a_path_of_the_scheduler(project: Path) -> None:
     assert Settings.load(set_to).gpu_pod_template == "/opt/retune-pods/gpu.yaml"
     with pytest.raises(ConfigError, match=r"RETUNE_GPU_POD_TEMPLATE must be an absolute path, .* got 'deploy/gpu\.yaml'"):
         Settings.load(set_to | {"RETUNE_GPU_POD_TEMPLATE": "deploy/gpu.yaml"})
+
+
+WORD = "hunter2" + "aQ9x"
+
+
+def test_a_password_in_an_address_is_not_shown(project: Path) -> None:
+    server = f"https://retune:{WORD}@mlflow.example.org/base"
+    settings = Settings.load({"RETUNE_PROJECT": str(project), "MLFLOW_TRACKING_URI": server})
+    assert settings.tracking_uri == server
+    assert settings.mlflow_url == "https://mlflow.example.org/base", "links go to XCom, MLflow and the ledger"
+    database = Settings.load({"RETUNE_PROJECT": str(project), "MLFLOW_TRACKING_URI": f"postgresql://retune:{WORD}@db:5432/mlflow"})
+    assert database.mlflow_url == "postgresql://db:5432/mlflow"
+    with pytest.raises(ConfigError, match="got 'https://bucket/x'"):
+        Settings.load({"RETUNE_PROJECT": str(project), "RETUNE_STORE": f"https://me:{WORD}@bucket/x"})
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (f"postgresql+psycopg2://me:{WORD}@db/x", "postgresql+psycopg2://db/x"),
+        (f"redis://:{WORD}@redis:6379/0 and amqp://u:{WORD}@mq", "redis://redis:6379/0 and amqp://mq"),
+        (f"https://me:{WORD}@at@host/x", "https://host/x"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+        ("sqlite:////folder/mlflow.db", "sqlite:////folder/mlflow.db"),
+    ],
+)
+def test_what_is_left_of_an_address(address: str, shown: str) -> None:
+    assert without_password(address) == shown

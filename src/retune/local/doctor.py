@@ -17,7 +17,7 @@ from retune.errors import RetuneError
 from retune.local.http import answers
 from retune.local.ports import is_free
 from retune.local.record import held, marked, running
-from retune.settings import Settings
+from retune.settings import Settings, without_password
 
 __all__ = ["Check", "examine"]
 
@@ -175,7 +175,7 @@ def _stack(settings: Settings) -> list[Check]:
             Check(
                 name,
                 "ok" if good else "fail",
-                f"{url} {'answers' if good else 'does not answer'}",
+                f"{without_password(url)} {'answers' if good else 'does not answer'}",
                 "" if good else "`retune down`, `retune up`",
             )
         )

@@ -34,7 +34,7 @@ from retune.local.configuration import GPU_SLOTS, USER, Configuration, component
 from retune.local.files import read_json, write_private
 from retune.local.http import answers
 from retune.local.record import ALREADY, LEFTOVERS, MARKER, READY_WITHIN, Process, Stack, lock, marked
-from retune.settings import Settings
+from retune.settings import Settings, without_password
 
 __all__ = ["Backoff", "main", "tail"]
 
@@ -153,7 +153,7 @@ class _Supervisor:
     def _start(self, configuration: Configuration, environment: dict[str, str]) -> Stack:
         if configuration.mlflow_external and not answers(f"{configuration.mlflow_url}/health"):
             raise RetuneError(
-                f"MLFLOW_TRACKING_URI names {configuration.mlflow_url}, which does not answer: "
+                f"MLFLOW_TRACKING_URI names {without_password(configuration.mlflow_url)}, which does not answer: "
                 "start it, or unset the variable and the stack runs its own"
             )
         wanted = components(configuration)
