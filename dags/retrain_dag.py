@@ -18,7 +18,7 @@ from datetime import timedelta
 
 from airflow.sdk import dag, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
-from retune_dags import DEFAULT_ARGS, GPU, MODEL_POD, PROMPTS, RETRAIN, schedule_of, trigger_of
+from retune_dags import DEFAULT_ARGS, MODEL_POD, MODEL_WORK, PROMPTS, RETRAIN, schedule_of, trigger_of
 from retune_forms import overrides_of, retrain_form
 from retune_operators import ApprovePromotion, retune_short_circuit, retune_task
 
@@ -60,7 +60,7 @@ def retrain(name: str):
 
             return retrain.plan(run, get_current_context()["params"]["trials"])
 
-        @retune_task(**GPU, execution_timeout=timedelta(hours=12), map_index_template="{{ trial_name }}")
+        @retune_task(**MODEL_WORK, execution_timeout=timedelta(hours=12), map_index_template="{{ trial_name }}")
         def tune(run, trial):
             from retune.tasks import retrain
 
@@ -73,14 +73,14 @@ def retrain(name: str):
 
             return retrain.select(run, list(tuned))
 
-        @retune_task(**GPU, execution_timeout=timedelta(hours=6), map_index_template="{{ role }}")
+        @retune_task(**MODEL_WORK, execution_timeout=timedelta(hours=6), map_index_template="{{ role }}")
         def evaluate(run, contender):
             from retune.tasks import retrain
 
             get_current_context()["role"] = contender["role"]
             return retrain.evaluate(run, contender)
 
-        @retune_task(**GPU, execution_timeout=timedelta(hours=2))
+        @retune_task(**MODEL_WORK, execution_timeout=timedelta(hours=2))
         def measure(run, evaluated):
             from retune.tasks.measure import measure
 

@@ -52,7 +52,7 @@ _SETTINGS = Settings.load()
 PROMPTS = _prompts(_SETTINGS.prompts)
 MODEL_POD = _pod(_SETTINGS.gpu_pod_template)
 """Arguments of every task that loads a model."""
-GPU: dict[str, Any] = {"pool": "gpu", **MODEL_POD}
+MODEL_WORK: dict[str, Any] = {"pool": "gpu", **MODEL_POD}
 """Arguments of the tasks whose work is the model's: as many at a time as the pool has slots."""
 
 DEFAULT_ARGS: dict[str, Any] = {
