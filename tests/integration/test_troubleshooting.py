@@ -124,9 +124,9 @@ def test_a_damaged_object_is_refused_and_its_backup_taken(landed: Landed) -> Non
     assert workspaces.read(landed.lineage, path) == whole
 
 
-def test_a_store_without_index_checkpoints_and_cache_makes_the_same_again(landed: Landed) -> None:
+def test_a_store_without_its_index_and_a_host_without_its_cache_make_the_same_again(landed: Landed) -> None:
     """What the page calls safe to delete is: the stage runs again, and leaves the bytes it left before."""
-    for folder in (landed.store / "sections", landed.store / "checkpoints", landed.project / ".retune/cache"):
+    for folder in (landed.store / "sections", landed.project / ".retune/cache"):
         shutil.rmtree(folder, ignore_errors=True)
     again = retrain.preprocess(landed.run)["lineage"]
     assert again["lock"] == landed.run["lineage"]["lock"]
