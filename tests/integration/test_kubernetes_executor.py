@@ -35,6 +35,7 @@ import json, queue, sys
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.providers.cncf.kubernetes.executors.kubernetes_executor import KubernetesExecutor
 from airflow.providers.cncf.kubernetes.executors.kubernetes_executor_utils import get_base_pod_from_template
+from airflow.providers.cncf.kubernetes.get_provider_info import get_provider_info
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 from kubernetes.client import ApiClient
 
@@ -51,7 +52,8 @@ for config in json.loads(sys.argv[1]):
         pod_override_object=job.kube_executor_config,
         base_worker_pod=get_base_pod_from_template(job.pod_template_file, executor.kube_config),
     )))
-print("RESULT" + json.dumps(pods))
+options = get_provider_info()["config"]["kubernetes_executor"]["options"]
+print("RESULT" + json.dumps({"pods": pods, "options": sorted(options)}))
 """
 
 
@@ -80,33 +82,37 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def pods(environ: dict[str, str]) -> list[dict[str, Any]]:
-    """The pod of a task without a template of its own, and that of one that is told the GPU's as the DAGs tell it."""
+def made(environ: dict[str, str]) -> dict[str, Any]:
+    """`options` of the executor; `pods`: that of a task without a template of its own, that of one told the GPU's as the DAGs tell it."""
     configs = [{}, {"pod_template_file": str(DEPLOY / "pods/gpu.yaml")}]
     done = subprocess.run(
-        [sys.executable, "-c", BUILD, json.dumps(configs)], capture_output=True, text=True, env=environ, cwd=ROOT, timeout=120
+        [sys.executable, "-c", BUILD, json.dumps(configs)], capture_output=True, text=True, env=environ, cwd=ROOT, timeout=300
     )
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
     assert line is not None, done.stdout[-3000:] + done.stderr[-3000:]
-    made: list[dict[str, Any]] = json.loads(line.removeprefix("RESULT"))
-    return made
+    found: dict[str, Any] = json.loads(line.removeprefix("RESULT"))
+    return found
 
 
-def test_the_executor_makes_valid_pods_of_the_templates(pods: list[dict[str, Any]]) -> None:
-    for made in pods:
-        kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **made}, "1.37", strict=True)
-        (container,) = made["spec"]["containers"]
+def test_the_executor_has_the_options_that_the_values_set(made: dict[str, Any]) -> None:
+    assert set(yaml.safe_load((DEPLOY / "values.yaml").read_text("utf-8"))["config"]["kubernetes_executor"]) <= set(made["options"])
+
+
+def test_the_executor_makes_valid_pods_of_the_templates(made: dict[str, Any]) -> None:
+    for pod in made["pods"]:
+        kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **pod}, "1.37", strict=True)
+        (container,) = pod["spec"]["containers"]
         assert container["name"] == "base"
         assert container["image"] == "registry.example.com/retune/worker:0.1.0"
         assert container["args"] == ["python", "-m", "the.task"]
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert {"name": "HOME", "value": "/scratch"} in container["env"]
-        assert made["metadata"]["labels"]["dag_id"] == "retrain_ticket_priority"
-        assert made["metadata"]["labels"]["app.kubernetes.io/part-of"] == "retune"
+        assert pod["metadata"]["labels"]["dag_id"] == "retrain_ticket_priority"
+        assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "retune"
 
 
-def test_a_task_that_is_told_the_gpu_template_gets_the_gpu_and_no_other_does(pods: list[dict[str, Any]]) -> None:
-    plain, gpu = (made["spec"] for made in pods)
+def test_a_task_that_is_told_the_gpu_template_gets_the_gpu_and_no_other_does(made: dict[str, Any]) -> None:
+    plain, gpu = (pod["spec"] for pod in made["pods"])
     assert gpu["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert gpu["tolerations"][0]["key"] == "nvidia.com/gpu"
     assert gpu["terminationGracePeriodSeconds"] == 120

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy/kubernetes"
 PODS = ("task", "gpu")
 VERSIONS = ("1.31", "1.34", "1.37")
-SET_BY_THE_POD = {"HOME", "TMPDIR", "AIRFLOW_HOME"}
+SET_BY_THE_POD = {"HOME", "TMPDIR", "AIRFLOW_HOME", "HF_HOME"}
+"""Not settings of Retune."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def fragments(values: Any) -> Iterator[dict[str, Any]]:
         yield from fragments(value)
 
 
-@pytest.mark.parametrize(("name", "parts"), [("values", 6), ("values-celery", 1)])
+@pytest.mark.parametrize(("name", "parts"), [("values", 7), ("values-celery", 1)])
 def test_parts_of_pods_in_the_values_hold_to_the_schema(name: str, parts: int) -> None:
     """The chart's own schema is not at hand here; that of what it passes on to Kubernetes is."""
     found = list(fragments(read(name)))
@@ -132,22 +133,19 @@ def test_the_templates_that_are_named_are_where_the_scheduler_reads_them() -> No
     assert f"create configmap {volume['configMap']['name']} --from-file=deploy/kubernetes/pods" in guide
 
 
-def test_the_password_file_is_copied_to_where_airflow_is_told_it_is() -> None:
-    (init,) = read("values")["apiServer"]["extraInitContainers"]
-    assert init["command"][-1] == read("settings")["data"]["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]
-
-
-def names_of_secrets(value: Any, key: str = "") -> Iterator[str]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from names_of_secrets(inner, "secretRef" if key == "secretRef" else name)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from names_of_secrets(inner, key)
-    elif re.fullmatch(r"\w*[sS]ecret(Key)?(Secret)?Name|\w+SecretName|jwtSecretName|secretRef", key) and isinstance(value, str):
-        yield value
-    elif key == "extraEnvFrom":
-        yield from names_of_secrets(yaml.safe_load(value))
+def names_of_secrets(value: Any) -> Iterator[str]:
+    """Of the Secrets that a manifest or the chart's values refer to."""
+    if isinstance(value, list):
+        for each in value:
+            yield from names_of_secrets(each)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key in ("secretRef", "secretKeyRef"):
+                yield inner["name"]
+            elif key.lower().endswith("secretname"):
+                yield inner
+            else:
+                yield from names_of_secrets(yaml.safe_load(inner) if key == "extraEnvFrom" else inner)
 
 
 def test_secrets_are_named_never_written_and_the_guide_makes_each_of_them() -> None:
@@ -170,8 +168,7 @@ def test_the_settings_are_such_as_retune_and_airflow_have() -> None:
     for name in {*read("settings")["data"], *own}:
         if match := re.fullmatch(r"AIRFLOW__([A-Z_]+?)__([A-Z_]+)", name):
             section, key = (part.lower() for part in match.groups())
-            in_code = key in ("simple_auth_manager_passwords_file",)  # read with a fallback, and not in Airflow's list
-            assert in_code or key in known[section]["options"], name
+            assert key in known[section]["options"], name
         else:
             assert name.startswith("AIRFLOW_CONN_") or name in listed, name
 
