@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from retune.data.encoding import MAX_RECORD, Line
 
-__all__ = ["Dialect", "Record", "assemble", "sniff", "split_fields", "too_long"]
+__all__ = ["Assembler", "Dialect", "Record", "assemble", "sniff", "split_fields", "too_long"]
 
 _DELIMITERS = ("\t", ";", ",", "|")
 _NAMES = {"\t": "tab", ";": "semicolon", ",": "comma", "|": "bar"}
@@ -92,41 +92,72 @@ def _scan(text: str, delimiter: str, quote: str) -> tuple[list[str], Ending, tup
         position = end + 1
 
 
-def assemble(lines: Iterable[Line], delimiter: str, quote: str, width: int | None, longest: int = MAX_RECORD) -> Iterator[Record]:
-    """Records of lines; blank lines are skipped. With `width`, another number of fields is a problem.
+class Assembler:
+    """Iterates over the records of lines; blank lines are skipped. With `width`, another number of fields is a problem.
 
     A quote left open takes in the lines after it only if it closes properly and gives `width` fields; else it is a literal. However the
     quotes stand, each line is looked at a few times and no more.
     """
-    source = iter(lines)
-    waiting: deque[Line] = deque()
-    searched = 0  # lines ahead in which a quote left open was followed in vain: one that they leave open is the same
-    while True:
-        line = waiting.popleft() if waiting else next(source, None)
-        if line is None:
-            return
-        in_vain = searched > 0
-        searched -= in_vain
-        if line.cut:
-            yield Record([], line.text, too_long(longest))
-            continue
-        if not line.text.strip(" \r"):
-            continue
-        raw = line.text
-        if not quote or quote not in raw:
-            fields, ending = raw.split(delimiter), "whole"
-        else:
-            fields, ending, _ = _scan(raw, delimiter, quote)
-        if ending == "open" and not in_vain:
-            taken: list[Line] = []
-            joined = _close(raw, waiting, source, taken, delimiter, quote, width, longest)
-            if joined is not None and (width is None or len(joined[0]) == width or len(fields) != width):
-                fields, raw = joined
+
+    def __init__(self, lines: Iterable[Line], delimiter: str, quote: str, width: int | None, longest: int = MAX_RECORD) -> None:
+        self.taken = 0
+        """Lines behind the last record, those that were skipped included."""
+        self._source = iter(lines)
+        self._delimiter, self._quote, self._width, self._longest = delimiter, quote, width, longest
+        self._waiting: deque[Line] = deque()
+        # Lines ahead in which a quote left open was followed in vain: one that they leave open is the same.
+        self._searched = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        return self
+
+    def __next__(self) -> Record:
+        waiting, quote, width = self._waiting, self._quote, self._width
+        while True:
+            line = waiting.popleft() if waiting else next(self._source)
+            self.taken += 1
+            in_vain = self._searched > 0
+            self._searched -= in_vain
+            if line.cut:
+                return Record([], line.text, too_long(self._longest))
+            if not line.text.strip(" \r"):
+                continue
+            raw = line.text
+            if not quote or quote not in raw:
+                fields, ending = raw.split(self._delimiter), "whole"
             else:
-                waiting.extendleft(reversed(taken))
-                searched = max(0, len(taken) - 1)
-        problem = None if width is None or len(fields) == width else f"{len(fields)} field(s), expected {width}"
-        yield Record(fields, raw, problem)
+                fields, ending, _ = _scan(raw, self._delimiter, quote)
+            if ending == "open" and not in_vain:
+                taken: list[Line] = []
+                joined = _close(raw, waiting, self._source, taken, self._delimiter, quote, width, self._longest)
+                if joined is not None and (width is None or len(joined[0]) == width or len(fields) != width):
+                    fields, raw = joined
+                    self.taken += len(taken)
+                else:
+                    waiting.extendleft(reversed(taken))
+                    self._searched = max(0, len(taken) - 1)
+            problem = None if width is None or len(fields) == width else f"{len(fields)} field(s), expected {width}"
+            return Record(fields, raw, problem)
+
+    def ahead(self, lines: int, characters: int) -> list[Line]:
+        """The lines that come next: so many, or fewer of many characters; none at the end."""
+        size = sum(len(line.text) for line in self._waiting)
+        while len(self._waiting) < lines and size < characters and (line := next(self._source, None)) is not None:
+            self._waiting.append(line)
+            size += len(line.text)
+        return list(self._waiting)
+
+    def skip(self, lines: int) -> None:
+        """Leaves out lines of those `ahead`: the caller knows that each is a record of its own."""
+        for _ in range(lines):
+            self._waiting.popleft()
+        self.taken += lines
+        self._searched = max(0, self._searched - lines)
+
+
+def assemble(lines: Iterable[Line], delimiter: str, quote: str, width: int | None, longest: int = MAX_RECORD) -> Iterator[Record]:
+    """The records of lines; see `Assembler`."""
+    return Assembler(lines, delimiter, quote, width, longest)
 
 
 def too_long(characters: int) -> str:

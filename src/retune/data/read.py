@@ -2,19 +2,21 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from retune.data.dialect import Dialect, assemble, sniff, too_long
+from retune.data.bulk import Batch, can_parse, read_batches
+from retune.data.dialect import Assembler, Dialect, Record, sniff, too_long
 from retune.data.encoding import FREE_BYTES, MAX_EXPANSION, MAX_RECORD, expands, find_encoding, first_lines, open_bytes, read_lines
 from retune.data.landing import format_of
 from retune.data.parquet_pages import read_footer, read_pages
@@ -30,6 +32,8 @@ _SHOWN_COLUMNS = 50
 _SHARING_ROWS = 32
 """Rows read at once of a Parquet column whose texts are told by what they share: each may be as long as a whole page."""
 _SHARING_PAGE = 8 << 20
+
+Ints = npt.NDArray[np.int64]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -90,13 +94,12 @@ def open_reading(path: Path, key: str, layout: Layout, chunk_rows: int = CHUNK_R
         raise BadInputError(f"{key}: unknown suffix")
     assumptions: list[str] = []
     suffix, _, gz = name.partition(".")
-    if suffix == "parquet":
-        rows = _read_parquet(path, layout, chunk_rows)
-    elif suffix == "jsonl":
-        rows = _read_json(path, bool(gz), layout, assumptions)
+    if suffix in ("parquet", "jsonl"):
+        rows = _read_parquet(path, layout, chunk_rows) if suffix == "parquet" else _read_json(path, bool(gz), layout, assumptions)
+        chunks = _chunks(rows, list(layout.columns), chunk_rows)
     else:
-        rows = _read_delimited(path, suffix, bool(gz), layout, assumptions)
-    return Reading(_naming(key, _chunks(rows, list(layout.columns), chunk_rows)), assumptions)
+        chunks = _read_delimited(path, suffix, bool(gz), layout, assumptions, chunk_rows)
+    return Reading(_naming(key, chunks), assumptions)
 
 
 def _naming(key: str, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -132,7 +135,71 @@ def _chunk(numbers: list[int], values: list[list[str | None]], malformed: list[M
     return Chunk(pd.DataFrame(texts, index=pd.Index(numbers, name="row", dtype="int64"), dtype="str"), tuple(malformed))
 
 
-def _read_delimited(path: Path, suffix: str, compressed: bool, layout: Layout, assumptions: list[str]) -> Iterator[Row]:
+@dataclass(frozen=True)
+class _Piece:
+    """Records with numbers in a row."""
+
+    first: int
+    numbers: Ints
+    """Of the good ones, in order."""
+    columns: list[pa.Array]
+    malformed: list[Malformed]
+    sizes: Ints
+    """Characters of each record, good or malformed."""
+
+    def part(self, start: int, stop: int) -> "_Piece":
+        first, end = self.first + start, self.first + stop
+        low, high = np.searchsorted(self.numbers, [first, end]).tolist()
+        columns = [column.slice(low, high - low) for column in self.columns]
+        malformed = [item for item in self.malformed if first <= item.row < end]
+        return _Piece(first, self.numbers[low:high], columns, malformed, self.sizes[start:stop])
+
+
+def _piece(batch: Batch, row_of: Callable[[int, Record], "list[str | None] | Malformed"]) -> _Piece:
+    rows = [(number, row_of(number, record)) for number, record in batch.others]
+    malformed = [row for _, row in rows if isinstance(row, Malformed)]
+    good = [(number, row) for number, row in rows if not isinstance(row, Malformed)]
+    numbers = np.concatenate([batch.numbers, np.array([number for number, _ in good], dtype=np.int64)])
+    order = np.argsort(numbers, kind="stable")
+    columns = [
+        pa.concat_arrays([column, pa.array([row[place] for _, row in good], pa.large_string())]).take(pa.array(order))
+        for place, column in enumerate(batch.columns)
+    ]
+    numbers = numbers[order]
+    first = min([*numbers[:1].tolist(), *(item.row for item in malformed[:1])], default=1)
+    sizes = np.zeros(len(numbers) + len(malformed), dtype=np.int64)
+    sizes[numbers - first] = sum(np.asarray(pc.utf8_length(column)) for column in columns)
+    for item in malformed:
+        sizes[item.row - first] = len(item.raw)
+    return _Piece(first, numbers, columns, malformed, sizes)
+
+
+def _cut(pieces: Iterable[_Piece], fields: list[str], chunk_rows: int) -> Iterator[Chunk]:
+    """Chunks of as many rows or characters as those of `_chunks`."""
+    held: list[_Piece] = []
+    records = characters = 0
+    for piece in pieces:
+        start = 0
+        while start < len(piece.sizes):
+            total = characters + np.cumsum(piece.sizes[start:])
+            stop = start + min(chunk_rows - records, int(np.searchsorted(total, _CHUNK_CHARACTERS)) + 1)
+            if stop > len(piece.sizes):
+                held.append(piece.part(start, len(piece.sizes)))
+                records, characters = records + len(total), int(total[-1])
+                break
+            yield _of_pieces([*held, piece.part(start, stop)], fields)
+            held, records, characters, start = [], 0, 0, stop
+    if held:
+        yield _of_pieces(held, fields)
+
+
+def _of_pieces(pieces: list[_Piece], fields: list[str]) -> Chunk:
+    texts = {name: pa.concat_arrays([piece.columns[place] for piece in pieces]).to_pandas().array for place, name in enumerate(fields)}
+    index = pd.Index(np.concatenate([piece.numbers for piece in pieces]), name="row")
+    return Chunk(pd.DataFrame(texts, index=index, dtype="str"), tuple(item for piece in pieces for item in piece.malformed))
+
+
+def _read_delimited(path: Path, suffix: str, compressed: bool, layout: Layout, assumptions: list[str], chunk_rows: int) -> Iterator[Chunk]:
     encoding = find_encoding(path, compressed, layout.encoding, layout.max_expansion)
     if encoding.assumption:
         assumptions.append(encoding.assumption)
@@ -153,21 +220,26 @@ def _read_delimited(path: Path, suffix: str, compressed: bool, layout: Layout, a
             return
         _check_width(dialect.width, layout)
         assumptions += assumed
-        records = assemble(chain(sample, lines), dialect.delimiter, dialect.quote, dialect.width, layout.max_record)
+        records = Assembler(chain(sample, lines), dialect.delimiter, dialect.quote, dialect.width, layout.max_record)
         if dialect.names is not None:
             next(records)
             places, renamed = _named_places(layout.columns, dialect.names)
             assumptions += renamed
         else:
             places = _positions(layout.columns, dialect, sample[0].text)
-        for number, record in enumerate(records, 1):
+
+        def row_of(number: int, record: Record) -> list[str | None] | Malformed:
             problem = record.problem
             if problem is None and encoding.lossy and "\ufffd" in record.raw:
                 problem = f"bytes that are not valid {encoding.name}"
-            if problem is not None:
-                yield number, Malformed(number, problem, record.raw)
-            else:
-                yield number, [record.fields[place] for place in places]
+            return Malformed(number, problem, record.raw) if problem is not None else [record.fields[place] for place in places]
+
+        if can_parse(dialect):
+            pieces = (_piece(batch, row_of) for batch in read_batches(records, dialect, places))
+            yield from _cut(pieces, list(layout.columns), chunk_rows)
+        else:
+            rows = ((number, row_of(number, record)) for number, record in enumerate(records, 1))
+            yield from _chunks(rows, list(layout.columns), chunk_rows)
 
 
 def _check_width(width: int, layout: Layout) -> None:
