@@ -11,7 +11,7 @@ include .env
 export
 endif
 
-.PHONY: demo up down test lint check bench base-model revision install install-dev lock help
+.PHONY: demo up down test lint check bench faults base-model revision install install-dev lock help
 .DEFAULT_GOAL := help
 
 help:  ## Lists the commands
@@ -55,6 +55,9 @@ check: lint  ## Style, types and fast tests: clean before every commit
 
 bench: install-dev  ## Measures speed and memory as ratios in one run
 	@$(BIN)/python benchmarks/bench.py
+
+faults: install-dev  ## Does every fault of docs/reliability.md to real components, and writes its table (20 to 30 minutes)
+	@$(BIN)/python tests/faults/run.py
 
 base-model: install  ## Trains the small base model of the examples anew (one thread; it took 25 minutes on a busy machine)
 	@$(BIN)/python examples/base_model.py
