@@ -25,7 +25,7 @@ def _store(found: Undisturbed) -> Path:
     return Path(found.place.store)
 
 
-@scenario("cut-checkpoint", "a truncated checkpoint", "tune", "the worker is killed, and half of the stored checkpoint is left", fast=True)
+@scenario("cut-checkpoint", "a truncated checkpoint", "tune", "the worker is killed, and half of the stored checkpoint is left")
 def cut_checkpoint(bench: Bench) -> Outcome:
     found = bench.shared(undisturbed)
     number = found.number("tune")

@@ -187,11 +187,7 @@ def kill_decide(bench: Bench) -> Outcome:
 
 
 @scenario(
-    "kill-register",
-    KILL,
-    "register",
-    "killed with the model logged and no version made; with a version that the ledger does not know",
-    fast=True,
+    "kill-register", KILL, "register", "killed with the model logged and no version made; with a version that the ledger does not know"
 )
 def kill_register(bench: Bench) -> Outcome:
     return _killed(
@@ -205,21 +201,25 @@ def kill_register(bench: Bench) -> Outcome:
     )
 
 
-@scenario(
-    "kill-promote",
-    KILL,
-    "promote",
-    "killed before and after the ledger's entry, between the aliases, before the first prediction",
-    fast=True,
-)
+@scenario("kill-promote", KILL, "promote", "killed right after the ledger's entry, and between the aliases", fast=True)
 def kill_promote(bench: Bench) -> Outcome:
     return _killed(
         bench,
         "promote",
         {
-            "before the entry": [kill_at("retune.ledger:Ledger.append")],
             "after the entry": [kill_at("retune.ledger:Ledger.append", "after")],
             "between the aliases": [kill_at("mlflow:MlflowClient.set_registered_model_alias", "after")],
+        },
+    )
+
+
+@scenario("kill-promote-ends", KILL, "promote", "killed right before the ledger's entry, and before the new champion's first prediction")
+def kill_promote_ends(bench: Bench) -> Outcome:
+    return _killed(
+        bench,
+        "promote",
+        {
+            "before the entry": [kill_at("retune.ledger:Ledger.append")],
             "before its first prediction": [kill_at("retune.registry:Registry.predict")],
         },
     )

@@ -66,7 +66,6 @@ def replaced_in_a_folder(bench: Bench) -> Outcome:
     "a landing object replaced while it is read",
     "ingest",
     "on S3, replaced after the listing and before its download; then once more during the download",
-    fast=True,
 )
 def replaced_on_s3(bench: Bench) -> Outcome:
     place = bucket_place(bench)

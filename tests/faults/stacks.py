@@ -1,6 +1,8 @@
 """The embedded stack as it is: a task's process, its stage, the scheduler and MLflow die while a run goes through Airflow."""
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,7 +17,7 @@ import psutil
 import yaml
 from checkouts import copy_project
 
-from faults.counting import audited, compared, in_mlflow, in_store
+from faults.counting import audited, in_mlflow, in_store
 from faults.places import BATCH, NAME, PROBES, QUICK, checkout
 from faults.scenario import Bench, Outcome, Stopwatch, scenario
 from retune.ledger import Ledger
@@ -96,17 +98,12 @@ def processes(running: Running, holds: Callable[[str], bool]) -> list[psutil.Pro
 
 
 def runner_of(running: Running, module: str) -> psutil.Process:
-    """The process that runs an Airflow task, found from the stage that it started: the nearest ancestor of Airflow's."""
+    """The process that runs an Airflow task, found from the stage that it started."""
 
     def found() -> psutil.Process | None:
         for stage in processes(running, lambda line: f"-m {module}" in line and "guard.py" not in line):
-            try:
-                for parent in stage.parents():
-                    line = " ".join(parent.cmdline())
-                    if "airflow" in line and "guard.py" not in line and "-m airflow" not in line.replace("airflow scheduler", ""):
-                        return parent
-            except psutil.Error:
-                continue
+            with contextlib.suppress(psutil.Error):
+                return next((p for p in stage.parents() if re.match(r"airflow worker -- [0-9a-f-]{36}", " ".join(p.cmdline()))), None)
         return None
 
     process: psutil.Process = until(found, f"{module} ran under Airflow")
@@ -125,8 +122,9 @@ def disturbed(
     state = ended(running, DAG, run_id)
     seconds = watch.seconds
     entries = [e for e in Ledger(open_store(running.settings.store), NAME).entries() if e.body.get("dag_run_id") == run_id]
-    lost, _, gone = compared(before, running.standing())
-    gained = running.standing() - before
+    after = running.standing()
+    missing = {name: count for name, count in (before - after).items() if not name.startswith("alias ")}  # a promotion moves those
+    gained = after - before
     # What one run adds: a decision, a parent and a trial in MLflow, and at most one version. No point of a curve twice.
     kinds = Counter(name.split()[0] for name in gained.elements())
     twice = [name for name, count in gained.items() if count > 1 and not name.startswith(("run ", "model "))]
@@ -139,12 +137,17 @@ def disturbed(
     )
     problems = audited(open_store(running.settings.store), running.settings.prompts / f"{NAME}.yaml")
     tasks = {task.label: task.try_number for task in running.airflow.tasks(DAG, run_id) if task.try_number > 1}
-    alias_moves = 0 if not gone else sum("alias" in part for part in gone.split("; "))
-    lost = max(0, lost - alias_moves) + (0 if entries else 1)
+    lost = sum(missing.values()) + (0 if entries else 1)
     retried = f"tries: {', '.join(f'{label} {count}' for label, count in tasks.items())}" if tasks else "no task was tried again"
     verdict = entries[0].body["decision"]["verdict"] if entries else "none"
     happened = f"{told}; {retried}; the run ended {state} with {verdict}"
-    return Outcome(state == "success" and not problems, seconds, lost, doubled, "; ".join(filter(None, [happened, *twice[:3], *problems])))
+    return Outcome(
+        state == "success" and not problems,
+        seconds,
+        lost,
+        doubled,
+        "; ".join(filter(None, [happened, *list(missing)[:3], *twice[:3], *problems])),
+    )
 
 
 def kill_runner(module: str) -> Callable[[Running, str], tuple[Stopwatch, str]]:

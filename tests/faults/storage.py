@@ -78,15 +78,19 @@ def tried(worker: Worker, arguments: list[Any], lift: Any, tries: int = TRIES) -
 
 
 def error_of(output: str) -> str:
-    """Kind and text of the error that ended a task."""
+    """Kind and text of the error that ended a task; of one that repeats the last lines of a stage, its own last line too."""
     found = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.*)", output, re.MULTILINE)
-    return ": ".join(found[-1]) if found else output[-200:]
+    if not found:
+        return output[-200:]
+    kind, text = found[-1]
+    own = re.findall(r"^ERROR: .*", output, re.MULTILINE) if text.endswith("Its last lines:") else []
+    return f"{kind}: {text}{f' {own[-1]}' if own else ''}"
 
 
 def in_words(tries: int, errors: list[str]) -> str:
     if not errors:
         return "done at the first try"
-    told = "; ".join(dict.fromkeys(error[:160] for error in errors))
+    told = "; ".join(dict.fromkeys(error[:240] for error in errors))
     return f"done at try {tries}, after {told}"
 
 
@@ -132,7 +136,7 @@ FAULTS: dict[str, tuple[str, str]] = {
     "cut": ("S3 returns a truncated object", "the first 2 fetches end after half of the announced length"),
     "short": ("S3 returns a truncated object", "the first fetch gives half of the object under a length that fits it"),
 }
-FAST = {("503", "ingest"), ("cut", "preprocess"), ("short", "append"), ("lost-answer", "append"), ("503", "append")}
+FAST = {("503", "ingest"), ("cut", "preprocess"), ("short", "append"), ("lost-answer", "append")}
 
 
 def faults_of(kind: str, stage: str) -> list[Fault]:
