@@ -1,6 +1,7 @@
 """A full disk, on a small file system of its own (tmpfs, which only root may mount) that holds cache, store and temporary files."""
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -84,7 +85,10 @@ def _while_tuning(place: Place, worker: Worker, arguments: tuple[Any, ...], disk
     running.line("checkpoint of step 20 ")
     filler = _fill(disk, 0)
     watch = Stopwatch()
-    running.until(lambda: running.process.poll() is not None or "was not s" in running.output or watch.seconds > 3, "the disk was full")
+    running.until(
+        lambda: running.process.poll() is not None or re.search("was not (saved|stored)", running.output) or watch.seconds > 3,
+        "the disk was full",
+    )
     time.sleep(1)
     filler.unlink()
     done = running.wait()
@@ -93,7 +97,7 @@ def _while_tuning(place: Place, worker: Worker, arguments: tuple[Any, ...], disk
         done = worker.start(*arguments).wait()
     lost, doubled, words = compared(expected, in_store(place.opened(), NAME))
     same = done.code == 0 and done.result[0]["lock"] == undisturbed[0]["lock"]
-    noted = [line for line in done.output.splitlines() if "was not s" in line][:1]
+    noted = [line for line in done.output.splitlines() if re.search("was not (saved|stored)", line)][:1]
     return Outcome(
         same,
         watch.seconds,
