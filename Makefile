@@ -12,7 +12,7 @@ include .env
 export
 endif
 
-.PHONY: demo up down test lint scan-secrets audit check bench base-model revision secrets images install install-dev lock help
+.PHONY: demo up down test lint scan-secrets audit check bench faults base-model revision secrets images install install-dev lock help
 .DEFAULT_GOAL := help
 
 help:  ## Lists the commands
@@ -66,6 +66,9 @@ check: lint  ## Style, types, secrets and fast tests: clean before every commit
 
 bench: install-dev  ## Measures speed and memory as ratios in one run
 	@$(BIN)/python benchmarks/bench.py
+
+faults: install-dev  ## Does every fault of docs/reliability.md to real components, and writes its table (20 to 30 minutes)
+	@$(BIN)/python tests/faults/run.py
 
 base-model: install  ## Trains the small base model of the examples anew (one thread; it took 25 minutes on a busy machine)
 	@$(BIN)/python examples/base_model.py
