@@ -36,7 +36,7 @@ from compose_environment import production_environment
 from compose_file import ComposeFile, Service, read_compose, read_env
 from compose_image import Image, read_image
 from compose_mapping import DEFAULT_PORTS, Addresses, Paths
-from compose_standins import ObjectStore, Postgres, Redis
+from compose_standins import ObjectStore, Postgres, Redis, require
 
 from retune.guard import Guarded
 from retune.local.airflow_api import Airflow
@@ -381,7 +381,10 @@ class Stack:
                 replica.wait_for(lambda r=replica: r.starts > 0, 300, "started")
 
     def wait_healthy(self, *names: str, seconds: float = 300) -> None:
-        """Returns once each service (all by default) passes its own health check now, or has completed if it is one that does."""
+        """Returns once each service (all by default) passes its own health check now, or has completed if it is one that does.
+
+        A check knows what it asks: Airflow reports a scheduler that died as healthy for half a minute more.
+        """
         deadline = time.monotonic() + seconds
         for replica in [r for name in names or self.compose.services for r in self.of(name)]:
             settled = ("healthy", "completed") if replica.service.healthcheck else ("running", "completed")
@@ -453,6 +456,7 @@ def compose_stack(project: Path, folder: Path, variables: Mapping[str, str], wai
 
     `variables` are what stands in `.env`.
     """
+    require()
     compose = read_compose(project / "docker-compose.yml", variables)
     stack = Stack(project, folder, compose, variables, production_environment())
     try:
