@@ -22,6 +22,7 @@ from urllib.parse import quote
 import pytest
 from checkouts import ROOT
 from compose_file import ComposeError, interpolate, read_compose
+from compose_mapping import Addresses, Paths
 from compose_stack import Stack, compose_variables
 
 from retune.ledger import Entry, Ledger
@@ -266,6 +267,30 @@ def dumped(stack: Stack, database: str) -> bytes:
 )
 def test_variables_are_put_in_as_compose_does(text: str, value: str) -> None:
     assert interpolate(text, {"A": "a", "EMPTY": ""}) == value
+
+
+def test_names_ports_and_paths_become_those_of_this_machine(tmp_path: Path) -> None:
+    """And nothing else does: a bucket or a user of a service's name stays, and another service's use of the same number."""
+    addresses = Addresses(read_compose(ROOT / "docker-compose.yml", compose_variables(tmp_path / ".env")))
+    mlflow, postgres, api = addresses.port("mlflow", 5000), addresses.port("postgres", 5432), addresses.port("api-server", 8080)
+    for service, written, expected in (
+        ("worker-gpu", "http://mlflow:5000/health", f"http://127.0.0.1:{mlflow}/health"),
+        ("worker-gpu", "http://127.0.0.1:8080", f"http://127.0.0.1:{api}"),
+        ("scheduler", "postgresql://mlflow:5000secret@postgres:5432/mlflow", f"postgresql://mlflow:5000secret@127.0.0.1:{postgres}/mlflow"),
+        ("mlflow", "--port=5000", f"--port={mlflow}"),
+        ("scheduler", "--port=5000", "--port=5000"),
+        ("mlflow", "--allowed-hosts=mlflow:5000,localhost:*", f"--allowed-hosts=127.0.0.1:{mlflow},localhost:*"),
+        ("mlflow", "s3://mlflow/artifacts", "s3://mlflow/artifacts"),
+        ("api-server", "0.0.0.0", "127.0.0.1"),
+        ("api-server", "86400", "86400"),
+    ):
+        assert addresses.rewritten(written, service) == expected
+    assert addresses.environment({"PGHOST": "postgres", "PGPORT": "5432"}) == {"PGHOST": "127.0.0.1", "PGPORT": str(postgres)}
+    assert addresses.port("worker-gpu", 5000, 1) != addresses.port("worker-gpu", 5000, 2)
+    paths = Paths.of(tmp_path, ["/opt/retune", "/data"])
+    assert paths.rewritten("posix /data") == f"posix {tmp_path}/data"
+    assert paths.rewritten("sqlite:////opt/retune/a.db:/opt/retune") == f"sqlite:///{tmp_path}/opt/retune/a.db:{tmp_path}/opt/retune"
+    assert paths.rewritten("s3://bucket/data /opt/retune2") == "s3://bucket/data /opt/retune2"
 
 
 def test_the_file_starts_nothing_without_its_secrets(tmp_path: Path) -> None:
