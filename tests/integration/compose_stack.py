@@ -36,7 +36,7 @@ from compose_environment import production_environment
 from compose_file import ComposeFile, Service, read_compose, read_env
 from compose_image import Image, read_image
 from compose_mapping import DEFAULT_PORTS, Addresses, Paths
-from compose_standins import ObjectStore, Postgres, Redis
+from compose_standins import ObjectStore, Postgres, Redis, require
 
 from retune.guard import Guarded
 from retune.local.airflow_api import Airflow
@@ -352,6 +352,7 @@ class Stack:
         self.outside = Path(tempfile.mkdtemp(prefix="retune-compose-"))
         self.outside.chmod(0o711)
         self._images: dict[str, Image] = {}
+        self._token: str | None = None
         self._lock = threading.Lock()
         self.addresses = Addresses(compose)
         self.replicas = [Replica(self, service, n) for service in compose.services.values() for n in range(1, service.replicas + 1)]
@@ -380,7 +381,10 @@ class Stack:
                 replica.wait_for(lambda r=replica: r.starts > 0, 300, "started")
 
     def wait_healthy(self, *names: str, seconds: float = 300) -> None:
-        """Returns once each service (all by default) passes its own health check now, or has completed if it is one that does."""
+        """Returns once each service (all by default) passes its own health check now, or has completed if it is one that does.
+
+        A check knows what it asks: Airflow reports a scheduler that died as healthy for half a minute more.
+        """
         deadline = time.monotonic() + seconds
         for replica in [r for name in names or self.compose.services for r in self.of(name)]:
             settled = ("healthy", "completed") if replica.service.healthcheck else ("running", "completed")
@@ -416,10 +420,12 @@ class Stack:
         return Airflow(self.address("api-server", 8080), "admin", self.given["AIRFLOW_ADMIN_PASSWORD"])
 
     def ask(self, path: str) -> Any:
-        """The answer of Airflow's REST API to a GET, with a token that is made for it."""
-        login = {"username": "admin", "password": self.given["AIRFLOW_ADMIN_PASSWORD"]}
-        token = request(f"{self.address('api-server', 8080)}/auth/token", "POST", login)["access_token"]
-        return request(f"{self.address('api-server', 8080)}/api/v2/{path}", token=token, timeout=60)
+        """The answer of Airflow's REST API to a GET, with a token for an hour or so of tests."""
+        place = self.address("api-server", 8080)
+        if self._token is None:
+            login = {"username": "admin", "password": self.given["AIRFLOW_ADMIN_PASSWORD"]}
+            self._token = str(request(f"{place}/auth/token", "POST", login)["access_token"])
+        return request(f"{place}/api/v2/{path}", token=self._token, timeout=60)
 
     def address(self, name: str, port: int) -> str:
         """Where this machine finds a port of a service."""
@@ -431,7 +437,17 @@ class Stack:
             thread.start()
         for thread in stopping:
             thread.join()
+        left = [" ".join(process.cmdline()) for process in psutil.process_iter() if self._owns(process)]
         shutil.rmtree(self.outside, ignore_errors=True)
+        if left:
+            raise RuntimeError(f"left behind in {self.folder}: {left}")
+
+    def _owns(self, process: psutil.Process) -> bool:
+        """Whether a process works in the folder of one of the containers, or was told to."""
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                return Path(process.cwd()).is_relative_to(self.folder) or process.environ().get("TMPDIR", "").startswith(f"{self.folder}/")
+        return False
 
 
 @contextlib.contextmanager
@@ -440,6 +456,7 @@ def compose_stack(project: Path, folder: Path, variables: Mapping[str, str], wai
 
     `variables` are what stands in `.env`.
     """
+    require()
     compose = read_compose(project / "docker-compose.yml", variables)
     stack = Stack(project, folder, compose, variables, production_environment())
     try:

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from s3_server import s3_server
+from s3_server import s3_server, swift_programs
 
 from retune.guard import Guarded
 
-__all__ = ["ObjectStore", "Postgres", "Redis", "programs"]
+__all__ = ["ObjectStore", "Postgres", "Redis", "programs", "require"]
 
 
 def programs(*names: str) -> dict[str, str]:
@@ -34,6 +34,12 @@ def programs(*names: str) -> dict[str, str]:
             pytest.fail(f"RETUNE_ALL_TIERS=1, but {said}")
         pytest.skip(said)
     return {name: str(place) for name, place in found.items()}
+
+
+def require() -> None:
+    """Skips the test, or fails it with RETUNE_ALL_TIERS=1, where something that the stand-ins need is missing and cannot be installed."""
+    programs("initdb", "postgres", "psql", "pg_isready", "pg_dump", "redis-server", "redis-cli")
+    swift_programs()
 
 
 class Postgres:
