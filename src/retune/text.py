@@ -19,6 +19,13 @@ PHONE = "<phone>"
 CARD = "<card>"
 
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,4}26);)+")
+"""An ampersand that was escaped any number of times, each time anew."""
+_ROUNDS = 50
+"""Entities within entities that are unescaped; nobody writes as many, but a file made to take for ever."""
+_COMBINING = "".join(chr(code) for code in range(0x300, 0x1E950) if unicodedata.combining(chr(code)))
+_MARKS = re.compile(f"([{_COMBINING}]{{30}})[{_COMBINING}]+")
+"""More marks on one letter than any language has (the limit is that of UAX #15): their order is found in quadratic time."""
 # Control characters, soft hyphen, zero-width and direction marks, lone surrogates, tag characters.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
@@ -108,13 +115,18 @@ def split_references(cell: str) -> list[str]:
 
 def _reveal(text: str) -> str:
     """NFC without entities, control and zero-width characters; white space as it stands."""
-    while True:
+    for _ in range(_ROUNDS):
         before = text
         if "&" in text:
-            text = _ENTITY.sub(_unescape, text)
-        text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+            text = _ENTITY.sub(_unescape, _AMPERSANDS.sub("&", text))
+        text = _composed(_INVISIBLE.sub("", text))
         if text == before:
             return text
+    return _composed(_ENTITY.sub(" ", text))
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", _MARKS.sub(r"\1", text))
 
 
 def _unescape(match: re.Match[str]) -> str:

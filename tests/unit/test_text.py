@@ -94,3 +94,27 @@ def test_redacted_and_raw_text_clean_to_the_same(text: str) -> None:
 @pytest.mark.parametrize("piece", ["a", "1", "1 ", "a@", "a.'", "0 1", "+1 ", "&", "(555) ", "555-123-", "phone 1 "])
 def test_long_runs_are_redacted_in_linear_time(piece: str) -> None:
     clean(piece * (20_000 // len(piece)))
+
+
+def _nested(levels: int) -> str:
+    """An entity that is one only after that many rounds: each is closed by one that vanishes."""
+    text = "&"
+    for _ in range(levels):
+        text = f"&am{text}#8203;p;"
+    return text
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("&" + "amp;" * 100_000 + "lt;", "<"),
+        ("&" + "amp;#38;#x26;AMP;" * 20_000, "&"),
+        ("a" + "\u0301\u0316" * 100_000, None),
+        (_nested(5_000), None),
+    ],
+)
+def test_text_made_to_take_for_ever_is_cleaned_in_a_moment(text: str, expected: str | None) -> None:
+    found = normalise(text)
+    assert expected in (None, found)
+    assert normalise(found) == found
