@@ -12,6 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SECRETS = {
+    "key": "AKIA" + "QWERTYUIOPASDFGH",
+    "secret": "wJalrXUt" + "nFEMI7MDENG",  # pragma: allowlist secret
+    "password": "hunter2" + "aQ9x",  # pragma: allowlist secret
+    "token": "tok" + "en8Zk2mW",
+}
+PLANTED = {
+    "AWS_ACCESS_KEY_ID": SECRETS["key"],
+    "AWS_SECRET_ACCESS_KEY": SECRETS["secret"],
+    "AWS_SESSION_TOKEN": SECRETS["token"],
+    "AIRFLOW_CONN_WAREHOUSE": f"postgresql://airflow:{SECRETS['password']}@database/warehouse",
+    "RETUNE_NOTIFY_URL": f"http://127.0.0.1:9/hook?token={SECRETS['token']}",
+}
+"""Environment with secrets, in which the demo runs."""
 
 
 def copy_project(target: Path) -> Path:

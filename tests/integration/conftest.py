@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkouts import Demonstrated, copy_project, environment_of, run
+from checkouts import PLANTED, Demonstrated, copy_project, environment_of, run
 from compose_stack import Stack, compose_stack, compose_variables, production_project
 
 
@@ -20,7 +20,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Demonstrated:
     folder = copy_project(tmp_path_factory.mktemp("demo"))
     with environment_of(folder):
-        return Demonstrated(folder, run(folder, "retune.local.demo").stdout)
+        return Demonstrated(folder, run(folder, "retune.local.demo", **PLANTED).stdout)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from checkouts import Demonstrated, environment_of, run
+from checkouts import SECRETS, Demonstrated, environment_of, run
 
 from retune.config import load_prompt
 from retune.ledger import Entry, Ledger, standing
@@ -61,6 +61,18 @@ def stack(project: Path) -> Iterator[dict[str, Any]]:
 
 def test_it_leaves_nothing_running(project: Path, report: dict[str, Any]) -> None:
     assert processes_of(project) == []
+
+
+def test_no_secret_of_the_environment_is_in_anything_that_was_written(project: Path, demonstrated: Demonstrated) -> None:
+    """Airflow's logs and database (with XCom), MLflow's database and artifacts, the store, its ledgers, and the terminal."""
+    written = [path for path in project.rglob("*") if path.is_file() and not path.is_symlink()]
+    names = {path.relative_to(project).as_posix() for path in written}
+    assert {".retune/mlflow.db", ".retune/airflow/airflow.db"} <= names
+    assert any("airflow/logs/dag_id=retrain_" in name for name in names)
+    assert any(name.startswith(".retune/store/ledger/") for name in names)
+    found = [(path, name) for path in written for name, secret in SECRETS.items() if secret.encode() in path.read_bytes()]
+    assert found == []
+    assert not any(secret in demonstrated.output for secret in SECRETS.values())
 
 
 def test_two_rounds_to_two_verdicts(report: dict[str, Any], entries: list[Entry]) -> None:
