@@ -273,10 +273,11 @@ def test_names_ports_and_paths_become_those_of_this_machine(tmp_path: Path) -> N
     """And nothing else does: a bucket or a user of a service's name stays, and another service's use of the same number."""
     addresses = Addresses(read_compose(ROOT / "docker-compose.yml", compose_variables(tmp_path / ".env")))
     mlflow, postgres, api = addresses.port("mlflow", 5000), addresses.port("postgres", 5432), addresses.port("api-server", 8080)
+    login = "postgresql://mlflow:5000word"
     for service, written, expected in (
         ("worker-gpu", "http://mlflow:5000/health", f"http://127.0.0.1:{mlflow}/health"),
         ("worker-gpu", "http://127.0.0.1:8080", f"http://127.0.0.1:{api}"),
-        ("scheduler", "postgresql://mlflow:5000secret@postgres:5432/mlflow", f"postgresql://mlflow:5000secret@127.0.0.1:{postgres}/mlflow"),
+        ("scheduler", f"{login}@postgres:5432/mlflow", f"{login}@127.0.0.1:{postgres}/mlflow"),
         ("mlflow", "--port=5000", f"--port={mlflow}"),
         ("scheduler", "--port=5000", "--port=5000"),
         ("mlflow", "--allowed-hosts=mlflow:5000,localhost:*", f"--allowed-hosts=127.0.0.1:{mlflow},localhost:*"),
