@@ -208,7 +208,8 @@ class Replica:
     def close(self) -> None:
         self._closing = True
         self.terminate()
-        self._thread.join(120)
+        if self._thread.ident is not None:  # it was begun
+            self._thread.join(120)
 
     def _live(self) -> None:
         """As an engine: waits for what it depends on, starts, checks its health, and starts again by the restart policy."""
