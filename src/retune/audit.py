@@ -305,18 +305,25 @@ def _revisions(found: Audit) -> Iterator[Block]:
     if not found.revisions:
         yield Text(["No entry refers to a dataset revision that is known."])
         return
-    yield Text([f"Those that the entries refer to. Of each landed object: rows = kept + duplicates + quarantined. Rows of {name} alone."])
+    counted = "rows = kept + duplicates + quarantined, and forgotten where some were"
+    yield Text([f"Those that the entries refer to. Of each landed object: {counted}. Rows of {name} alone."])
     for entry in found.revisions:
         objects = entry.body.get("objects", {}).get(name, {})
         yield Heading(3, f"Revision {entry.n}", f"revision-{entry.n}")
         rows = _value(entry.body.get("rows", {}).get(name))
         yield Facts([("Time", [entry.at]), ("Who", [entry.by]), ("Rows kept", [rows]), ("sha256", [Code(entry.sha256)])])
         if objects:
+            # Most histories have no forgotten rows, and need no column for them.
+            counts = ["rows", "kept", "duplicates", *(["forgotten"] if any(of.get("forgotten") for of in objects.values()) else [])]
             shown = [
-                [key, *(_value(of.get(field)) for field in ("rows", "kept", "duplicates")), *(_counts(of.get(f)) for f in COUNTED)]
+                [
+                    key,
+                    *(_value(of.get(field, 0 if field == "forgotten" else None)) for field in counts),
+                    *(_counts(of.get(f)) for f in COUNTED),
+                ]
                 for key, of in sorted(objects.items(), key=lambda item: item[1].get("sequence", 0))
             ]
-            yield Table(["landed object", "rows", "kept", "duplicates", *COUNTED], shown)
+            yield Table(["landed object", *counts, *COUNTED], shown)
 
 
 def _ending(found: Audit) -> Iterator[Block]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from checkouts import PLANTED, Demonstrated, copy_project, environment_of, run
 from compose_stack import Stack, compose_stack, compose_variables, production_project
+from small import small_project
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +31,9 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     project = production_project(folder / "project")
     with compose_stack(project, folder / "stack", compose_variables(folder / ".env")) as stack:
         yield stack
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `small.small_project`; the tests that use it leave it whole, though with other rows."""
+    return small_project(tmp_path_factory.mktemp("small"))
