@@ -85,7 +85,7 @@ def error_of(output: str) -> str:
     if not found:
         return output[-200:]
     kind, text = found[-1]
-    own = re.findall(r"^ERROR: .*", output, re.MULTILINE) if text.endswith("Its last lines:") else []
+    own = re.findall(r"^(?:ERROR: |The disk is full).*", output, re.MULTILINE) if text.endswith("Its last lines:") else []
     return f"{kind}: {text}{f' {own[-1]}' if own else ''}"
 
 
