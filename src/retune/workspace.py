@@ -47,6 +47,8 @@ for command in json.loads(sys.argv[1]):
         sys.exit(code)
 """
 """Runs DVC's commands one after the other in one process: half of what a command costs is DVC's start."""
+_SCARCE = 16 << 20
+"""Bytes left on a disk at which a failure is taken to come from it."""
 
 
 @dataclass(frozen=True)
@@ -400,7 +402,16 @@ class Workspaces:
         """DVC commands in a workspace, their output streaming into the log. Raises StageError with the last lines of one that fails."""
         child = {**(environment or {}), "PYTHONPATH": str(folder / "src"), "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
         child["DVC_SITE_CACHE_DIR"] = str(folder / ".dvc/site-cache")  # private, as the workspace is
-        run_child("dvc", [sys.executable, "-c", _DVC, json.dumps(commands)], folder, child, on_line or self.log)
+        try:
+            run_child("dvc", [sys.executable, "-c", _DVC, json.dumps(commands)], folder, child, on_line or self.log)
+        except StageError as error:
+            free = {place: shutil.disk_usage(place).free for place in (folder.parent, self.settings.cache)}
+            place = min(free, key=lambda one: free[one])
+            if free[place] < _SCARCE:  # DVC does not always say so
+                raise StageError(
+                    f"{error}\nThe disk is full: {place} has {free[place] >> 10} kB left; make room, then run again"
+                ) from error
+            raise
 
 
 def _with(lineage: Lineage, stage: str, prompt: str, known: Mapping[str, Any]) -> Lineage:

@@ -136,7 +136,6 @@ def _object(found: Undisturbed, lineage: dict[str, object], file: str) -> str:
     "a truncated ledger entry",
     "resolve",
     "half is left of the ledger's last entry, then of one before it; then each is restored from a backup",
-    fast=True,
 )
 def cut_entry(bench: Bench) -> Outcome:
     found = bench.shared(undisturbed)

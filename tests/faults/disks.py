@@ -65,7 +65,7 @@ def _filled(bench: Bench, stage: str, leave: int) -> Outcome:
         seconds = watch.seconds
         lost, doubled, words = compared(expected, in_store(here.opened(), NAME))
     told = error_of(failed.output)
-    clear = failed.code != 0 and any(words in failed.output for words in ("No space left", "disk is full"))
+    clear = failed.code != 0 and any(words in failed.output for words in ("No space left", "The disk is full"))
     happened = f"with {leave // 1024} kB left it ends with {told[:300]}; with room again the retry does it"
     return Outcome(clear and again.code == 0, seconds, lost, doubled, "; ".join(filter(None, [happened, words])))
 

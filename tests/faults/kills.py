@@ -201,7 +201,7 @@ def kill_register(bench: Bench) -> Outcome:
     )
 
 
-@scenario("kill-promote", KILL, "promote", "killed right after the ledger's entry, and between the aliases", fast=True)
+@scenario("kill-promote", KILL, "promote", "killed right after the ledger's entry, and between the aliases")
 def kill_promote(bench: Bench) -> Outcome:
     return _killed(
         bench,

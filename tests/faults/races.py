@@ -124,7 +124,9 @@ def promotions_at_once(bench: Bench) -> Outcome:
 
 
 def _last(entries: list[Entry], names: list[str]) -> str:
-    return ", ".join(entry.body["decision"]["verdict"] for entry in entries if entry.body.get("dag_run_id") in names)
+    return ", ".join(
+        entry.body["decision"]["verdict"] for entry in entries if "decision" in entry.body and entry.body["dag_run_id"] in names
+    )
 
 
 @scenario(

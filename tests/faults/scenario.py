@@ -115,6 +115,7 @@ class Bench:
         """What the context manager gives, started at the first call. It is handed this bench and a folder of its own."""
         if start not in self._shared:
             folder = self._root / "shared" / start.__name__
+            shutil.rmtree(folder, ignore_errors=True)  # of a start that failed
             folder.mkdir(parents=True)
             self._shared[start] = self._running.enter_context(start(self, folder))
         found: T = self._shared[start]

@@ -32,6 +32,8 @@ ENTRIES = 5
 class Reference:
     """A bucket that nothing disturbed: its objects and what they amount to before and after each task."""
 
+    prompt: bytes
+    """The prompt file, whose bytes a lineage holds."""
     objects: Mapping[str, bytes]
     keys: Mapping[str, list[str]]
     """Task -> keys of the bucket that it found."""
@@ -55,7 +57,7 @@ def undisturbed_bucket(bench: Bench, folder: Path) -> Iterator[Reference]:
     lineage, _ = step("preprocess", "stage", "preprocess", NAME, worker.run("lineage"))
     step("tune", "stage", "tune", NAME, lineage)
     keys["append"], arguments["append"] = keys["ingest"], ["append", NAME, "one", ENTRIES]
-    yield Reference({key: bucket.get(key) for key in bucket.list()}, keys, arguments, after)
+    yield Reference(place.prompt_file.read_bytes(), {key: bucket.get(key) for key in bucket.list()}, keys, arguments, after)
 
 
 def _bucket(bench: Bench, place: Place) -> Store:
@@ -83,7 +85,7 @@ def error_of(output: str) -> str:
     if not found:
         return output[-200:]
     kind, text = found[-1]
-    own = re.findall(r"^ERROR: .*", output, re.MULTILINE) if text.endswith("Its last lines:") else []
+    own = re.findall(r"^(?:ERROR: |The disk is full).*", output, re.MULTILINE) if text.endswith("Its last lines:") else []
     return f"{kind}: {text}{f' {own[-1]}' if own else ''}"
 
 
@@ -101,6 +103,8 @@ def _disturbed(bench: Bench, stage: str, *faults: Fault) -> Outcome:
     bucket = _bucket(bench, place)
     for key in reference.keys[stage]:
         bucket.put(key, reference.objects[key])
+    if stage != "ingest":
+        place.prompt_file.write_bytes(reference.prompt)
     watch = Stopwatch()
     with proxy.doing(*faults):
         done, errors = tried(place.worker("one"), reference.arguments[stage], proxy.lift)

@@ -17,8 +17,8 @@ import psutil
 
 __all__ = ["Done", "Task", "TaskFailed", "Worker", "kill_at", "wait_at"]
 
-PATIENCE = 300.0
-"""Seconds that any one task may take."""
+PATIENCE = 900.0
+"""Seconds that any one task may take; a whole undisturbed run is one, on a machine that others use too."""
 MARK = "RETUNE_FAULT_WORKER"
 """Stands in the environment of a worker's processes, so that those left behind are found."""
 
@@ -98,7 +98,11 @@ class Task:
         found[-1].kill()
 
     def wait(self) -> Done:
-        code = self.process.wait(PATIENCE)
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
         self._reader.join(30)
         result = json.loads(self._told.read_text("utf-8")) if code == 0 else None
         return Done(code, self.output, result)

@@ -6,7 +6,7 @@ import pytest
 from faults import everything  # noqa: F401  enters the scenarios
 from faults.scenario import SCENARIOS, Bench, NotPossible
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
