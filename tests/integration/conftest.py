@@ -24,7 +24,7 @@ def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Demonstrated:
         return Demonstrated(folder, run(folder, "retune.local.demo", **PLANTED).stdout)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The services of docker-compose.yml with two workers for trials, and the example prompts with landing zones on S3."""
     folder = tmp_path_factory.mktemp("compose")
