@@ -56,10 +56,10 @@ scan-secrets: install-dev  ## Fails where a tracked file holds what looks like a
 	@set -o pipefail; git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
 
 # --strict: where the database of vulnerabilities cannot be asked, or knows nothing of a package, this fails. It is no part of `make check`,
-# which needs no network.
+# which needs no network. torch is in no lock file, and is not asked for.
 audit: install  ## Fails where a locked package has a known vulnerability (needs the network: asks PyPI)
 	@$(BIN)/uv tool run -q --from pip-audit==$(PIP_AUDIT_VERSION) pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
-	  -r requirements.lock
+	  -r requirements.lock -r requirements-production.lock
 
 check: lint  ## Style, types, secrets and fast tests: clean before every commit
 	@$(BIN)/pytest -q -m "not integration"

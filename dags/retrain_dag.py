@@ -18,7 +18,7 @@ from datetime import timedelta
 
 from airflow.sdk import dag, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
-from retune_dags import DEFAULT_ARGS, MODEL_POD, MODEL_WORK, PROMPTS, RETRAIN, schedule_of, trigger_of
+from retune_dags import DEFAULT_ARGS, MODEL_PLACE, MODEL_WORK, PROMPTS, RETRAIN, schedule_of, trigger_of
 from retune_forms import overrides_of, retrain_form
 from retune_operators import ApprovePromotion, retune_short_circuit, retune_task
 
@@ -92,7 +92,7 @@ def retrain(name: str):
 
             return verdict.decide(run, list(evaluated), measured)
 
-        @retune_task(trigger_rule="none_failed", **MODEL_POD)
+        @retune_task(trigger_rule="none_failed", **MODEL_PLACE)
         def promote(run, evaluated, measured, decided, answer):
             if decided["verdict"] != "PROMOTE":
                 raise AirflowSkipException(f"{decided['verdict']}: the champion stays (ledger entry {decided['entry']})")

@@ -51,13 +51,13 @@ def _pod(template: str | None) -> dict[str, Any]:
 
 _SETTINGS = Settings.load()
 PROMPTS = _prompts(_SETTINGS.prompts)
-MODEL_POD = _pod(_SETTINGS.gpu_pod_template)
-"""Arguments of every task that loads a model."""
-MODEL_WORK: dict[str, Any] = {"pool": "gpu", **MODEL_POD}
-"""Arguments of the tasks whose work is the model's: as many at a time as the pool has slots, by the Celery workers of
-RETUNE_GPU_QUEUE, if it is set."""
+MODEL_PLACE = _pod(_SETTINGS.gpu_pod_template)
+"""Arguments of every task that loads a model: where there are workers or pods for such tasks, they run there. An answer of another device
+can differ from the measured one in a character, and a promotion compares them."""
 if os.environ.get("RETUNE_GPU_QUEUE"):
-    MODEL_WORK["queue"] = os.environ["RETUNE_GPU_QUEUE"]
+    MODEL_PLACE["queue"] = os.environ["RETUNE_GPU_QUEUE"]
+MODEL_WORK: dict[str, Any] = {"pool": "gpu", **MODEL_PLACE}
+"""Arguments of the tasks whose work is the model's: as many at a time as the pool has slots."""
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "retune",

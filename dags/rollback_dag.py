@@ -10,7 +10,7 @@ is **barred**: no later run promotes it again, until `retune unbar`.
 from datetime import timedelta
 
 from airflow.sdk import Param, dag, get_current_context
-from retune_dags import DEFAULT_ARGS, MODEL_POD, PROMPTS, trigger_of
+from retune_dags import DEFAULT_ARGS, MODEL_PLACE, PROMPTS, trigger_of
 from retune_operators import ChooseRelease, retune_task
 
 
@@ -36,7 +36,7 @@ from retune_operators import ChooseRelease, retune_task
     doc_md=__doc__,
 )
 def rollback():
-    @retune_task(trigger_rule="none_failed", **MODEL_POD)
+    @retune_task(trigger_rule="none_failed", **MODEL_PLACE)
     def rollback(answer):
         from retune.tasks.rollback import chosen, rollback
 

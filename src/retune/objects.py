@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 from retune.dvc_files import REMOTE, listing, md5_of, object_name, outs, relative, safe
 from retune.errors import IntegrityError
@@ -122,7 +122,7 @@ class Objects:
         md5 = md5_of(body) + ".dir"
         place = self._cache / object_name(md5)
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+        temporary = place.with_name(f"{place.name}.{uuid4().hex}.tmp")  # containers that share a cache have the same process ids
         temporary.write_bytes(body)
         temporary.replace(place)
         return md5

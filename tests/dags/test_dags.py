@@ -66,6 +66,8 @@ def test_model_work_runs_in_the_gpu_pool(parsed: dict[str, Any]) -> None:
 
 
 POD = "/opt/retune-pods/gpu.yaml"
+MODEL_TASKS = [*((RETRAIN, name) for name in ("tune", "evaluate", "measure", "promote")), ("rollback", "rollback")]
+"""Those that load a model."""
 
 
 def test_no_task_has_a_pod_of_its_own_unless_a_template_is_set(parsed: dict[str, Any]) -> None:
@@ -88,15 +90,15 @@ def test_tasks_that_load_a_model_get_the_pod_template(airflow_environ: dict[str,
         for name, task in found["dags"][dag]["tasks"].items()
         if (task["executor"], task["executor_config"]) != (None, {})
     }
-    model_tasks = [*((RETRAIN, name) for name in ("tune", "evaluate", "measure", "promote")), ("rollback", "rollback")]
-    assert told == dict.fromkeys(model_tasks, (named, POD))
+    assert told == dict.fromkeys(MODEL_TASKS, (named, POD))
 
 
-def test_model_work_goes_to_the_queue_of_the_setting(parsed: dict[str, Any], airflow_environ: dict[str, str]) -> None:
+def test_tasks_that_load_a_model_go_to_the_queue_of_the_setting(parsed: dict[str, Any], airflow_environ: dict[str, str]) -> None:
     assert {task["queue"] for dag in parsed["dags"].values() for task in dag["tasks"].values()} == {"default"}
-    tasks = parse({**airflow_environ, "RETUNE_GPU_QUEUE": "gpu"})["dags"][RETRAIN]["tasks"]
-    assert {name for name, task in tasks.items() if task["queue"] == "gpu"} == {"tune", "evaluate", "measure"}
-    assert {task["queue"] for name, task in tasks.items() if name not in ("tune", "evaluate", "measure")} == {"default"}
+    dags = parse({**airflow_environ, "RETUNE_GPU_QUEUE": "gpu"})["dags"]
+    queues = {(dag, name): task["queue"] for dag, found in dags.items() for name, task in found["tasks"].items()}
+    assert set(queues.values()) == {"default", "gpu"}
+    assert {(dag, name) for (dag, name), queue in queues.items() if queue == "gpu" and dag in (RETRAIN, "rollback")} == set(MODEL_TASKS)
 
 
 @pytest.mark.parametrize("dag", ["ingest", RETRAIN, "rollback"])

@@ -34,8 +34,9 @@ from retune.store import S3Store, s3_client
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 PROMPTS = ("ticket_priority", "ticket_summary")
 FIRST, SUMMARY = PROMPTS
-WITHIN = 900.0
-"""Seconds that a run may take on a busy machine of two cores."""
+WITHIN = 1100.0
+"""Seconds that all runs together may take on a busy machine of two cores: with the start less than the marker's, whose end of a test says
+nothing of what was waited for."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +69,24 @@ def loop(compose: Stack) -> Iterator[Loop]:
 
 
 def looped(compose: Stack) -> Loop:
+    deadline = time.monotonic() + WITHIN
     api = compose.api()
     runs = {}
     for name in PROMPTS:
         land(compose, name)
         api.wait_for_dag("ingest")
         api.trigger("ingest", f"test-{name}", {})
-        (runs[name],) = wait_until(lambda n=name: api.runs_since(f"retrain_{n}", datetime.fromisoformat("2026-01-01T00:00:00+00:00")), 240)
+        (runs[name],) = wait_until(
+            lambda n=name: api.runs_since(f"retrain_{n}", datetime.fromisoformat("2026-01-01T00:00:00+00:00")), deadline
+        )
         runs[name] = runs[name]["dag_run_id"]
         if name == FIRST:
-            wait_until(lambda: trials(api.tasks(f"retrain_{FIRST}", runs[FIRST])), 300)
+            wait_until(lambda: trials(api.tasks(f"retrain_{FIRST}", runs[FIRST])), deadline)
     forced = "test-forced"
-    finished(compose, FIRST, runs[FIRST])
+    finished(compose, FIRST, runs[FIRST], deadline)
     api.trigger(f"retrain_{FIRST}", forced, {"force": True, "reason": "restore all"})
-    finished(compose, SUMMARY, runs[SUMMARY])
-    finished(compose, FIRST, forced)
+    finished(compose, SUMMARY, runs[SUMMARY], deadline)
+    finished(compose, FIRST, forced, deadline)
     return Loop(compose, runs, forced)
 
 
@@ -117,19 +121,18 @@ def trials(tasks: list[TaskState]) -> list[TaskState]:
     return [task for task in tasks if task.task == "tune" and task.started]
 
 
-def finished(stack: Stack, name: str, run: str) -> None:
+def finished(stack: Stack, name: str, run: str, deadline: float) -> None:
     dag = f"retrain_{name}"
-    state = wait_until(lambda: (s := stack.api().run(dag, run)["state"]) in FINISHED and s, WITHIN)
+    state = wait_until(lambda: (s := stack.api().run(dag, run)["state"]) in FINISHED and s, deadline)
     if state != "success":
         failed = [task for task in stack.api().tasks(dag, run) if task.state == "failed"]
         said = [f"{task.label}:\n" + "\n".join(stack.api().log_lines(dag, run, task)[-30:]) for task in failed]
         pytest.fail(f"{dag} ended {state}\n" + "\n".join(said))
 
 
-def wait_until(condition: Any, seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Any, deadline: float) -> Any:
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
+        assert time.monotonic() < deadline, f"not within {WITHIN:.0f} s of the first file's landing"
         time.sleep(1)
     return value
 
@@ -186,7 +189,8 @@ def test_logs_of_tasks_are_read_from_s3(loop: Loop) -> None:
     keys = objects(loop.stack, "airflow-logs")
     for name in PROMPTS:
         found = [key for key in keys if f"dag_id=retrain_{name}/run_id={loop.runs[name]}/" in key and "task_id=tune/" in key]
-        assert len(found) == len(trials(loop.tasks(name)))
+        # Each try has a file of its own.
+        assert {re.findall(r"map_index=(\d+)", key)[0] for key in found} == {str(task.map_index) for task in trials(loop.tasks(name))}
     for replica in loop.stack.of("worker-gpu"):
         assert not [path for path in replica.root.rglob("*.log") if "task_id=" in str(path)], "kept nowhere else"
 

@@ -103,7 +103,7 @@ def test_the_executor_makes_valid_pods_of_the_templates(made: dict[str, Any]) ->
         kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **pod}, "1.37", strict=True)
         (container,) = pod["spec"]["containers"]
         assert container["name"] == "base"
-        assert container["image"] == "registry.example.com/retune/worker:0.1.0"
+        assert container["image"] == "registry.example.com/retune/worker:set-at-install"
         assert container["args"] == ["python", "-m", "the.task"]
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert {"name": "HOME", "value": "/scratch"} in container["env"]

@@ -83,8 +83,25 @@ def test_parts_of_pods_in_the_values_hold_to_the_schema(name: str, parts: int) -
 
 def test_every_container_is_told_the_same_by_reference() -> None:
     told = yaml.safe_load(read("values")["extraEnvFrom"])
-    assert [pod(name)["spec"]["containers"][0]["envFrom"] for name in PODS] == [told, told]
-    assert {"configMapRef": {"name": read("settings")["metadata"]["name"]}} in told
+    assert told == [{"configMapRef": {"name": read("settings")["metadata"]["name"]}}]
+    keys = [{"secretRef": {"name": name}} for name in ("retune-store", "retune-mlflow")]
+    assert [pod(name)["spec"]["containers"][0]["envFrom"] for name in PODS] == [told + keys, told + keys]
+
+
+def test_the_keys_of_the_store_and_of_mlflow_go_to_whoever_uses_them() -> None:
+    """Tasks, and of the components those that write logs of tasks or show them."""
+    values, celery = read("values"), read("values-celery")
+    parts = {name: part for name, part in values.items() if isinstance(part, dict)}
+    handed = {name: {each for each in names_of_secrets(part) if each.startswith("retune-")} for name, part in parts.items()}
+    assert {name: names for name, names in handed.items() if names} == {"triggerer": {"retune-store"}, "apiServer": {"retune-store"}}
+    assert set(names_of_secrets(celery["workers"])) == {"retune-store", "retune-mlflow"}
+    guide = (ROOT / "docs/kubernetes.md").read_text("utf-8")
+    for part in (values["triggerer"], values["apiServer"], celery["workers"]["celery"]):
+        for each in part["env"]:
+            if "valueFrom" in each:
+                secret = each["valueFrom"]["secretKeyRef"]
+                assert secret["key"] == each["name"]
+                assert re.search(rf"create secret generic {secret['name']} .*--from-literal={secret['key']}=", guide)
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -192,6 +209,14 @@ def test_the_probes_ask_for_jobs_that_airflow_has() -> None:
 def test_versions_are_those_of_the_project() -> None:
     values, lock = read("values"), (ROOT / "requirements.lock").read_text("utf-8")
     assert f"apache-airflow=={values['airflowVersion']} " in lock
-    assert values["defaultAirflowTag"] == values["config"]["kubernetes_executor"]["worker_container_tag"]
-    assert f'version = "{values["defaultAirflowTag"]}"' in (ROOT / "pyproject.toml").read_text("utf-8")
     assert read("values-celery")["defaultAirflowRepository"] == values["config"]["kubernetes_executor"]["worker_container_repository"]
+
+
+def test_no_image_has_a_tag_that_stays_and_the_guide_sets_both() -> None:
+    """A node that has an image of a name and tag runs it after an upgrade, too."""
+    values, guide = read("values"), (ROOT / "docs/kubernetes.md").read_text("utf-8")
+    tags = {"defaultAirflowTag": values["defaultAirflowTag"]}
+    tags["config.kubernetes_executor.worker_container_tag"] = values["config"]["kubernetes_executor"]["worker_container_tag"]
+    assert set(tags.values()) == {"set-at-install"}
+    install = guide.split("helm upgrade --install", 1)[1].split("```", 1)[0]
+    assert dict.fromkeys(re.findall(r'--set-string ([\w.]+)="\$COMMIT"', install)) == dict.fromkeys(tags)

@@ -18,6 +18,8 @@ SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 STAGES = {name: (base, body) for base, name, body in re.findall(r"^FROM (\S+) AS (\S+)\n(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S)}
 WORKERS = ("worker-default", "worker-gpu")
+LEEWAY, HEARTBEAT = 10, 5
+"""Seconds: Airflow's own [api_auth] jwt_leeway and [workers] min_heartbeat_interval."""
 VERSION = re.compile(r":v?\d+\.\d+(\.\d+)?(-\w+)*$")
 
 
@@ -89,6 +91,16 @@ def test_every_service_says_how_it_is_and_starts_again_when_it_dies() -> None:
     assert SERVICES["init"]["restart"] == "no"
 
 
+def test_what_a_container_prints_is_kept_within_bounds() -> None:
+    kept = {name: service["logging"] for name, service in SERVICES.items()}
+    assert {str(how) for how in kept.values()} == {str({"driver": "json-file", "options": {"max-size": "50m", "max-file": "5"}})}
+
+
+def test_the_check_of_redis_fails_where_it_answers_with_an_error() -> None:
+    """Without -e, redis-cli ends with 0 when Redis is loading or refuses the password."""
+    assert SERVICES["redis"]["healthcheck"]["test"][:3] == ["CMD", "redis-cli", "-e"]
+
+
 def test_the_start_waits_for_health_and_for_init() -> None:
     conditions = {
         (name, condition["condition"]) for service in SERVICES.values() for name, condition in service.get("depends_on", {}).items()
@@ -109,6 +121,12 @@ def test_a_worker_cannot_reach_airflows_database_nor_sign_a_token(worker: str) -
     handed = {name for value in environment(worker).values() for name in re.findall(r"\$\{(\w+)", value)}
     assert handed & kept == set()
     assert {"CELERY_DB_PASSWORD", "REDIS_PASSWORD"} <= handed
+
+
+def test_the_keys_of_the_object_store_go_to_whoever_reads_or_writes_there() -> None:
+    handed = {name for name in SERVICES if "OBJECT_STORE_SECRET_KEY" in str(environment(name))}
+    assert handed == {"object-store", "init", "mlflow", "api-server", "triggerer", *WORKERS}
+    assert {name for name in SERVICES if "AIRFLOW_CONN_OBJECT_STORE" in environment(name)} == {"api-server", "triggerer", *WORKERS}
 
 
 def test_workers_share_no_folder_and_no_log_server_listens() -> None:
@@ -136,6 +154,19 @@ def test_a_task_may_wait_for_a_gpu_for_longer_than_a_run_may_take() -> None:
     scheduler = environment("scheduler")
     waits = float(scheduler["AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT"])
     assert waits * int(scheduler["AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES"]) > 30 * 24 * 3600
+
+
+def test_a_message_is_queued_anew_before_its_token_is_refused() -> None:
+    """Airflow gives the token the life of `task_queued_timeout`, and `jwt_leeway` more."""
+    assert float(environment("scheduler")["AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL"]) < LEEWAY
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_running_tasks_token_outlives_an_api_server_that_is_away(worker: str) -> None:
+    """It is made anew in its last fifth, so that is what a task has left at worst when the api-server goes away."""
+    patience = int(environment(worker)["AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS"]) * HEARTBEAT
+    for service in ("api-server", "scheduler"):
+        assert int(environment(service)["AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME"]) / 5 > patience
 
 
 def test_mlflow_takes_requests_by_the_names_that_people_and_tasks_use() -> None:
@@ -198,3 +229,12 @@ def test_every_variable_of_the_file_is_in_the_example() -> None:
     named = set(re.findall(r"^# ([A-Z_0-9]+)=", (ROOT / ".env.example").read_text("utf-8"), re.M))
     # Set by `make images`, for the build alone.
     assert set(re.findall(r"\$\{(\w+)", TEXT)) <= named
+
+
+def test_the_guide_names_the_general_settings_that_the_containers_take() -> None:
+    """All others of that part of .env.example are without effect there, which nobody would notice."""
+    general = set(re.findall(r"^# ([A-Z_0-9]+)=", (ROOT / ".env.example").read_text("utf-8").split("## docker-compose.yml")[0], re.M))
+    taken = general & set(re.findall(r"\$\{(\w+)", TEXT)) - {"RETUNE_CODE_COMMIT"}
+    guide = (ROOT / "docs/deployment.md").read_text("utf-8")
+    (said,) = re.findall(r"Of the settings of Retune itself, the containers take (.*?)\.", guide, re.S)
+    assert set(re.findall(r"`(\w+)`", said)) == taken
