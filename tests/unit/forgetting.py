@@ -123,7 +123,7 @@ def landed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = world(project)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETUNE_PROJECT", str(project))
-        for name in ("RETUNE_HOME", "RETUNE_STORE", "RETUNE_CACHE", "RETUNE_PROMPTS"):
+        for name in ("RETUNE_HOME", "RETUNE_STORE", "RETUNE_CACHE", "RETUNE_PROMPTS", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
         made.land("a.csv", [*rows(0, 30), (HERS, "high", "hers"), (BAD, "P1", "hers"), *rows(30, 5)])
         assert ingest("p", "one", "test", log=lambda _: None) is not None
@@ -214,6 +214,6 @@ def kept(landed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World
     project = tmp_path / "project"
     shutil.copytree(landed, project)
     monkeypatch.setenv("RETUNE_PROJECT", str(project))
-    for name in ("RETUNE_HOME", "RETUNE_STORE", "RETUNE_CACHE", "RETUNE_PROMPTS"):
+    for name in ("RETUNE_HOME", "RETUNE_STORE", "RETUNE_CACHE", "RETUNE_PROMPTS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     return world(project)
