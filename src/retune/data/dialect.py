@@ -37,7 +37,7 @@ class Dialect:
     names: tuple[str, ...] | None
     """The header's names; None without a header."""
     width: int
-    """Fields of a record; 0 in an empty file."""
+    """Fields of a record; 0 in an empty file, and where the lines that would tell are too long."""
 
 
 @lru_cache(maxsize=16)
@@ -248,8 +248,8 @@ def sniff(
     if header:
         found = tuple(name.strip() for name in records[0])
         return Dialect(delimiter, quote, found, len(found)), assumptions
-    width = Counter(len(fields) for fields in records).most_common(1)[0][0]
-    return Dialect(delimiter, quote, None, width), assumptions
+    widths = Counter(len(fields) for fields in records if fields).most_common(1)  # a line that is too long has none
+    return Dialect(delimiter, quote, None, widths[0][0] if widths else 0), assumptions
 
 
 def _find_quote(lines: Sequence[Line], delimiter: str) -> str:
