@@ -128,7 +128,7 @@ def read_footer(path: Path) -> dict[int, Any]:
         return footer
 
 
-def read_pages(path: Path, footer: dict[int, Any], wanted: Collection[str], most: int) -> Pages:
+def read_pages(path: Path, footer: dict[int, Any], wanted: Collection[str], most: float) -> Pages:
     """Reads the header of each page of the `wanted` columns, as far as until they hold more than `most` bytes unpacked.
 
     Raises BadInputError where a part of the file lies outside of it, or stands for several.
