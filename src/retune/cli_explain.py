@@ -9,6 +9,7 @@ import typer
 
 from retune.cli_output import AsJson, console, emit, reach_mlflow
 from retune.errors import RetuneError
+from retune.settings import without_password
 
 if TYPE_CHECKING:
     from retune.explain import Explanation, Neighbour
@@ -77,7 +78,7 @@ def _log(settings: "Settings", found: "Explanation", image: bytes) -> str | None
                 tracker.figure(run, image, f"{FOLDER}/virtual_tokens.png", Path(scratch))
             tracker.json(run, found.to_json(), f"{FOLDER}/virtual_tokens.json")
         except MlflowException as error:
-            raise RetuneError(f"{uri}: {error.message}") from None
+            raise RetuneError(f"{without_password(uri)}: {error.message}") from None
     except RetuneError as error:
         console(stderr=True).print(f"nothing was logged to MLflow: {error}", markup=False)
         return None

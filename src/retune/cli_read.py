@@ -8,6 +8,7 @@ import typer
 
 from retune.cli_output import AsJson, ShowCommand, console, emit, figures, plain, stack_or_error, when
 from retune.errors import BadInputError, ConfigError
+from retune.settings import without_password
 
 if TYPE_CHECKING:
     from retune.ledger import Ledger
@@ -124,7 +125,7 @@ def predict(
     models = os.pathsep.join(map(str, settings.base_models))
     if show_command:
         plain(
-            f"MLFLOW_TRACKING_URI={uri} RETUNE_BASE_MODELS={models} python - <<'EOF'\nimport mlflow.pyfunc, pandas\n"
+            f"MLFLOW_TRACKING_URI={without_password(uri)} RETUNE_BASE_MODELS={models} python - <<'EOF'\nimport mlflow.pyfunc, pandas\n"
             f"rows = pandas.DataFrame({rows!r})\nprint(mlflow.pyfunc.load_model({place!r}).predict(rows))\nEOF"
         )
         return

@@ -3,6 +3,7 @@
 from typing import Any
 
 from retune.cli_output import AsJson, console, emit, figures, places, when
+from retune.settings import without_password
 
 __all__ = ["down", "status", "up"]
 
@@ -30,7 +31,7 @@ def up(as_json: AsJson = False) -> None:
     out = console()
     out.print("running" if started else "already running")
     out.print(f"  Airflow  {stack.airflow_url}   user {stack.user}, password in {stack.password_file}")
-    out.print(f"  MLflow   {stack.mlflow_url}")
+    out.print(f"  MLflow   {without_password(stack.mlflow_url)}")
     out.print("  stop both with `retune down`")
 
 
@@ -77,7 +78,8 @@ def status(as_json: AsJson = False) -> None:
     if stack is None:
         out.print("stack    not running; start it with `retune up`")
         return
-    out.print(f"Airflow  {stack.airflow_url} (user {stack.user}, password in {stack.password_file})\nMLflow   {stack.mlflow_url}")
+    out.print(f"Airflow  {stack.airflow_url} (user {stack.user}, password in {stack.password_file})")
+    out.print(f"MLflow   {without_password(stack.mlflow_url)}")
     for name, component in stack.components.items():
         if component["state"] != "running" or component["restarts"]:
             out.print(f"[yellow]{name} is {component['state']}, restarted {component['restarts']} time(s); see {component['log']}[/]")

@@ -30,6 +30,7 @@ __all__ = [
     "load_prompt",
     "load_prompts",
     "override",
+    "parse_yaml",
     "read_yaml",
     "resolved_yaml",
     "sha256_json",
@@ -322,18 +323,28 @@ def read_yaml(path: Path) -> Any:
 
     Raises ConfigError for any other file, FileNotFoundError without one.
     """
-    if path.stat().st_size > _MAX_YAML:
-        raise ConfigError(f"{path}: must take at most {_MAX_YAML:,} bytes, got {path.stat().st_size:,}")
+    _check_size(path.stat().st_size, str(path))
+    return parse_yaml(path.read_bytes(), str(path))
+
+
+def parse_yaml(raw: bytes, where: str) -> Any:
+    """What plain YAML says, see `read_yaml`. Raises ConfigError naming `where` for any other text."""
+    _check_size(len(raw), where)
     try:
-        loader = yaml.SafeLoader(path.read_text("utf-8"))
+        loader = yaml.SafeLoader(raw.decode("utf-8"))
         node = loader.get_single_node()
         if node is None:
             return None
         if _values(node, {}) > _MAX_VALUES:
-            raise ConfigError(f"{path}: must hold at most {_MAX_VALUES:,} values, each alias (*name) counted as what it stands for")
+            raise ConfigError(f"{where}: must hold at most {_MAX_VALUES:,} values, each alias (*name) counted as what it stands for")
         return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+
+
+def _check_size(size: int, where: str) -> None:
+    if size > _MAX_YAML:
+        raise ConfigError(f"{where}: must take at most {_MAX_YAML:,} bytes, got {size:,}")
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:

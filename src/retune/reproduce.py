@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from retune.config import Prompt
+from retune.config import Prompt, parse_yaml
 from retune.dvc_files import listing, md5_of
 from retune.errors import BadInputError, IntegrityError
 from retune.inference.release import Release, read_release
@@ -137,7 +136,8 @@ def _verified_prompt(store: Workspaces, lineage: Lineage, name: str, scratch: Pa
     Raises IntegrityError naming the first thing that does not fit.
     """
     store.fetch(lineage, f"data/{name}", scratch)
-    raw = yaml.safe_load(store.read(lineage, f"artifacts/{name}/prompt.yaml"))
+    place = f"artifacts/{name}/prompt.yaml"
+    raw = parse_yaml(store.read(lineage, place), place)
     for stage in ("preprocess", "tune"):
         section = store.section(lineage, stage, name)
         for dep in section["deps"]:

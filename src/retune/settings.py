@@ -70,9 +70,18 @@ class Settings:
         )
 
 
+_USER = re.compile(
+    # A password may hold a slash where SQLAlchemy reads it; in an address of the web, a port and a path with an @ look alike.
+    r"(?<!http)(?<!https)://[^/\s:@]*:(?:(?!://)\S)*@"
+    r"|://[^/\s:@]*:(?!\d+/)(?:(?!://)\S)*@"
+    r"|://[^/\s]*@"
+)
+_SECRET = re.compile(r"(?i)([?&][^=&\s]*(?:passw|pwd|secret|token|signature)[^=&\s]*=)[^&\s]*")
+
+
 def without_password(address: str) -> str:
-    """An address, or a text with addresses in it, that may be shown: without `user:password@`."""
-    return re.sub(r"://[^/\s]*@", "://", address)
+    """An address, or a text with addresses in it, that may be shown: without `user:password@`, and without what `?password=` says."""
+    return _SECRET.sub(r"\1***", _USER.sub("://", address))
 
 
 def _price(text: str | None) -> float | None:

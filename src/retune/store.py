@@ -452,7 +452,7 @@ def _md5(pieces: Iterator[bytes]) -> str:
 
 
 def _shown(address: str | None) -> str:
-    return without_password(repr(address))
+    return repr(address and without_password(address))
 
 
 def _sync(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line, on a folder store and without a stack."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from retune.cli_run import overrides
 from retune.config import load_prompt
 from retune.errors import ConfigError
 from retune.ledger import Ledger
+from retune.local.record import Process, Stack
+from retune.settings import Settings
 from retune.store import open_store
 
 COMMANDS = (
@@ -190,6 +193,19 @@ def test_outside_a_project_the_way_out_is_named(tmp_path, monkeypatch):
     result = call("status")
     assert result.exit_code == 2
     assert "RETUNE_PROJECT" in result.output
+
+
+def test_no_password_of_mlflow_is_shown(project, monkeypatch):
+    word = "hunter2"  # pragma: allowlist secret
+    address = f"https://me:{word}@mlflow.example.org"
+    me = Process.of(os.getpid())
+    Stack(me, "2026-01-01T00:00:00+00:00", "http://127.0.0.1:1", "h", "admin", "h/passwords.json", address, True, {}).save(Settings.load())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    for arguments in (("up",), ("up", "--json"), ("status",), ("status", "--json"), ("predict", "p", "--text", "x", "--show-command")):
+        result = call(*arguments)
+        assert result.exit_code == 0
+        assert "https://mlflow.example.org" in result.output
+        assert word not in result.output
 
 
 def test_a_file_lands_in_the_prompts_zone(project):

@@ -36,7 +36,9 @@ class Batch:
 
 
 def can_parse(dialect: Dialect) -> bool:
-    return 1 < dialect.width <= _MAX_WIDTH and len(dialect.delimiter.encode()) == 1 and len(dialect.quote.encode()) <= 1
+    """No delimiter of blanks: spaces around quotes, and lines of them, mean something else then."""
+    plain = len(dialect.delimiter.encode()) == 1 and dialect.delimiter not in " \r" and len(dialect.quote.encode()) <= 1
+    return 1 < dialect.width <= _MAX_WIDTH and plain
 
 
 def read_batches(records: Assembler, dialect: Dialect, places: list[int]) -> Iterator[Batch]:

@@ -37,7 +37,7 @@ class Dialect:
     names: tuple[str, ...] | None
     """The header's names; None without a header."""
     width: int
-    """Fields of a record; 0 in an empty file."""
+    """Fields of a record; 0 in an empty file, and where the lines that would tell are too long."""
 
 
 @lru_cache(maxsize=16)
@@ -105,8 +105,8 @@ class Assembler:
         self._source = iter(lines)
         self._delimiter, self._quote, self._width, self._longest = delimiter, quote, width, longest
         self._waiting: deque[Line] = deque()
-        # Lines ahead in which a quote left open was followed in vain: one that they leave open is the same.
-        self._searched = 0
+        # Of lines ahead that a search went through: one that they leave open is the same, and closes where that did or never.
+        self._searched: deque[int | None] = deque()
 
     def __iter__(self) -> Iterator[Record]:
         return self
@@ -116,26 +116,27 @@ class Assembler:
         while True:
             line = waiting.popleft() if waiting else next(self._source)
             self.taken += 1
-            in_vain = self._searched > 0
-            self._searched -= in_vain
+            known = bool(self._searched)
+            rest = self._searched.popleft() if known else None
             if line.cut:
                 return Record([], line.text, too_long(self._longest))
             if not line.text.strip(" \r"):
                 continue
             raw = line.text
             if not quote or quote not in raw:
-                fields, ending = raw.split(self._delimiter), "whole"
+                fields, ending, place = raw.split(self._delimiter), "whole", 0
             else:
-                fields, ending, _ = _scan(raw, self._delimiter, quote)
-            if ending == "open" and not in_vain:
+                fields, ending, (place, _) = _scan(raw, self._delimiter, quote)
+            if ending == "open" and (not known or (rest is not None and (place + rest == width or len(fields) != width))):
                 taken: list[Line] = []
-                joined = _close(raw, waiting, self._source, taken, self._delimiter, quote, width, self._longest)
+                joined, searched = _close(raw, waiting, self._source, taken, self._delimiter, quote, self._longest)
                 if joined is not None and (width is None or len(joined[0]) == width or len(fields) != width):
                     fields, raw = joined
                     self.taken += len(taken)
+                    self._searched.clear()
                 else:
                     waiting.extendleft(reversed(taken))
-                    self._searched = max(0, len(taken) - 1)
+                    self._searched = searched
             problem = None if width is None or len(fields) == width else f"{len(fields)} field(s), expected {width}"
             return Record(fields, raw, problem)
 
@@ -151,8 +152,9 @@ class Assembler:
         """Leaves out lines of those `ahead`: the caller knows that each is a record of its own."""
         for _ in range(lines):
             self._waiting.popleft()
+            if self._searched:
+                self._searched.popleft()
         self.taken += lines
-        self._searched = max(0, self._searched - lines)
 
 
 def assemble(lines: Iterable[Line], delimiter: str, quote: str, width: int | None, longest: int = MAX_RECORD) -> Iterator[Record]:
@@ -171,37 +173,48 @@ def _close(
     taken: list[Line],
     delimiter: str,
     quote: str,
-    width: int | None,
     longest: int,
-) -> tuple[list[str], str] | None:
+) -> tuple[tuple[list[str], str] | None, deque[int | None]]:
     """The record that begins with `first` and whose open quote a later line closes; `taken` lists the lines read for it.
 
-    Fields that are closed are not read again, so that the time grows with the characters alone.
+    Fields that are closed are not read again, so that the time grows with the characters alone. Also returned is what the search tells
+    of the lines after the first, should each begin a record and leave a quote open: how many fields the record has from that quote on,
+    or None where the record never ends.
     """
     fields, _, (place, start) = _scan(first, delimiter, quote)
     closed, parts = fields[:place], [first[start:]]
     record, size = [first], len(first)
+    before: list[int] = []
+    """Fields that are closed before the quote that each line taken leaves open."""
     while len(taken) < _MAX_RECORD_LINES:
         line = waiting.popleft() if waiting else next(source, None)
         if line is None:
-            return None
+            return None, _never(len(taken))
         taken.append(line)
         size += len(line.text) + 1
-        if line.cut or size > longest:
-            return None
+        if line.cut:
+            return None, _never(len(taken) - 1)
+        if size > longest:
+            break
         record.append(line.text)
         parts.append(line.text)
-        if not _odd_run(quote).search(line.text):
-            continue
-        text = "\n".join(parts)
-        fields, ending, (place, start) = _scan(text, delimiter, quote)
-        if ending == "whole":
-            return closed + fields, "\n".join(record)
-        closed += fields[:place]
-        parts = [text[start:]]
-        if ending == "broken" or (width is not None and len(closed) > 2 * width):
-            return None
-    return None
+        if _odd_run(quote).search(line.text):
+            text = "\n".join(parts)
+            fields, ending, (place, start) = _scan(text, delimiter, quote)
+            if ending == "whole":
+                closed += fields
+                return (closed, "\n".join(record)), deque(len(closed) - count for count in before)
+            if ending == "broken":
+                return None, _never(len(taken) - 1)
+            closed += fields[:place]
+            parts = [text[start:]]
+        before.append(len(closed))
+    # A record that begins later may go on for longer; searching again from the middle on makes it at most twice the work.
+    return None, _never(len(taken) // 2)
+
+
+def _never(lines: int) -> deque[int | None]:
+    return deque([None] * lines)
 
 
 def sniff(
@@ -235,8 +248,8 @@ def sniff(
     if header:
         found = tuple(name.strip() for name in records[0])
         return Dialect(delimiter, quote, found, len(found)), assumptions
-    width = Counter(len(fields) for fields in records).most_common(1)[0][0]
-    return Dialect(delimiter, quote, None, width), assumptions
+    widths = Counter(len(fields) for fields in records if fields).most_common(1)  # a line that is too long has none
+    return Dialect(delimiter, quote, None, widths[0][0] if widths else 0), assumptions
 
 
 def _find_quote(lines: Sequence[Line], delimiter: str) -> str:

@@ -62,11 +62,13 @@ def resolve(texts: Iterable[str], splits: Iterable[str], threshold: float) -> Re
     blocker = np.full(len(split), -1, dtype=np.int64)
     parent = np.arange(len(split))
 
-    def root(text: int) -> int:
-        while parent[text] != text:
-            parent[text] = parent[parent[text]]
-            text = int(parent[text])
-        return text
+    def roots_of(found: Ints) -> Ints:
+        """Each once. All at a time: a text may be near to every one before it."""
+        roots = parent[found]
+        while not np.array_equal(above := parent[roots], roots):
+            roots = above
+        parent[found] = roots
+        return np.unique(roots)
 
     for later, earlier in near_pairs(texts, threshold):
         rows, starts = np.unique(later, return_index=True)
@@ -76,9 +78,8 @@ def resolve(texts: Iterable[str], splits: Iterable[str], threshold: float) -> Re
             if len(elsewhere):
                 blocker[row] = elsewhere[0]
                 continue
-            roots = {root(text) for text in kept.tolist()} | {row}
-            for text in roots:
-                parent[text] = min(roots)
+            roots = roots_of(np.append(kept, row))
+            parent[roots] = roots[0]
     while not np.array_equal(above := parent[parent], parent):
         parent = above
     return Resolution(blocker, parent)
@@ -182,7 +183,7 @@ def _triples(words: npt.NDArray[np.int32], counts: Ints, starts: Ints, most: int
 
 
 def _candidates(text_of: Ints, shingle: npt.NDArray[np.int32]) -> Iterator[tuple[Ints, Ints]]:
-    """(later, earlier) texts that share a shingle, as often as they share one; blocks of texts in order.
+    """(later, earlier) texts that share a shingle, up to as often as they share one; blocks of texts in order.
 
     `text_of` and `shingle`: places in the sets' prefixes, by text.
     """
@@ -196,16 +197,32 @@ def _candidates(text_of: Ints, shingle: npt.NDArray[np.int32]) -> Iterator[tuple
     before[order] = np.arange(len(grouped)) - starts
     del order, grouped, begin, starts
     total = np.cumsum(before)
+    count = int(text_of.max(initial=0)) + 1
+
+    def pairs(first: int, last: int) -> tuple[Ints, Ints]:
+        several = before[first:last]
+        later = np.repeat(text_of[first:last], several)
+        within = np.arange(len(later)) - np.repeat(np.cumsum(several) - several, several)
+        return later, texts[np.repeat(start[first:last], several) + within]
+
     at = 0
     while at < len(before):
         done = total[at - 1] if at else 0
         end = max(int(np.searchsorted(total, done + _CANDIDATES, side="right")), at + 1)
         # A text's places stay together.
         end = int(np.searchsorted(text_of, text_of[end - 1], side="right"))
-        several = before[at:end]
-        later = np.repeat(text_of[at:end], several)
-        within = np.arange(len(later)) - np.repeat(np.cumsum(several) - several, several)
-        yield later, texts[np.repeat(start[at:end], several) + within]
+        if total[end - 1] - done <= 2 * _CANDIDATES:
+            yield pairs(at, end)
+        else:  # a long text may share each of its shingles with every text before it
+            found = np.zeros(0, dtype=np.int64)
+            while at < end:
+                done = total[at - 1] if at else 0
+                cut = min(end, max(int(np.searchsorted(total, done + _CANDIDATES, side="right")), at + 1))
+                later, earlier = pairs(at, cut)
+                found = np.union1d(found, later * count + earlier)
+                at = cut
+            later, earlier = np.divmod(found, count)
+            yield later, earlier
         at = end
 
 

@@ -32,6 +32,9 @@ NO_SLICE = "(none)"
 """Value of a slice that may be anything, in a row that has none."""
 _RECORD_CHARACTERS = 2_000
 _REASON_CHARACTERS = 300
+_FORGOTTEN_CHARACTERS = 100_000
+"""Of each input of a row that may be a forgotten one, whatever the prompt allows now: a longer text takes too long to clean, and is kept
+only by a prompt that allows it."""
 _REDACTIONS = ("mail", "phone", "card")
 
 
@@ -164,6 +167,7 @@ def ingest_object(
     fields = fields_of(prompt)
     schema = build_schema(fields)
     tally = _Tally()
+    most = max(fields.max_characters, _FORGOTTEN_CHARACTERS)
     for rows in forgotten:
         rows.check(fields.names)
     with PartWriter(out_dir, part_schema(fields.names)) as kept, PartWriter(out_dir / QUARANTINE, quarantine_schema()) as quarantined:
@@ -171,7 +175,7 @@ def ingest_object(
             sha256 = file_sha256(path)
             reading = open_reading(path, item.key, layout_of(prompt), chunk_rows)
             for chunk in reading.chunks:
-                good, bad = _take(_without(chunk, forgotten, tally), fields, schema, tally)
+                good, bad = _take(_without(chunk, forgotten, tally, most), fields, schema, tally)
                 kept.write(good.assign(object=sequence))
                 quarantined.write(bad.assign(object=sequence))
         if tally.rows != tally.kept + tally.duplicates + tally.quarantined.total() + tally.forgotten:
@@ -198,16 +202,22 @@ def ingest_object(
     )
 
 
-def _without(chunk: Chunk, forgotten: Sequence[Forgotten], tally: _Tally) -> Chunk:
+def _without(chunk: Chunk, forgotten: Sequence[Forgotten], tally: _Tally, most: int) -> Chunk:
     """The chunk without rows that were forgotten, which count here and nowhere else."""
     for rows in forgotten:
-        gone = rows.among(chunk.frame) | rows.among(chunk.frame.map(_recorded, na_action="ignore"))
+        whole = rows.among(_of_length(chunk.frame, rows.inputs, most)).reindex(chunk.frame.index, fill_value=False)
+        gone = whole | rows.among(chunk.frame.map(_recorded, na_action="ignore"))
         malformed = tuple(item for item in chunk.malformed if not rows.holds([_recorded(item.raw)]))
         count = int(gone.sum()) + len(chunk.malformed) - len(malformed)
         tally.rows += count
         tally.forgotten += count
         chunk = Chunk(chunk.frame[~gone], malformed)
     return chunk
+
+
+def _of_length(frame: pd.DataFrame, inputs: Sequence[str], most: int) -> pd.DataFrame:
+    """The rows whose inputs have at most so many characters each."""
+    return frame[np.logical_and.reduce([frame[name].str.len().fillna(0).to_numpy() <= most for name in inputs])]
 
 
 def _recorded(text: str) -> str:

@@ -13,12 +13,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from retune.errors import ConfigError, StageError
 
-__all__ = ["FORMATS", "Landing", "LandingObject", "S3Object", "StoredFile", "file_sha256", "format_of", "open_objects"]
+__all__ = ["FORMATS", "Landing", "LandingObject", "S3Object", "StoredFile", "file_sha256", "format_of", "open_objects", "shown"]
 
 FORMATS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "csv.gz", "tsv.gz", "jsonl.gz", "ndjson.gz")
 _BLOCK = 1 << 20
-_MISLEADING = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
-"""Unicode categories: control, format (direction marks, zero width), unassigned, private, surrogates, line and paragraph separators."""
+_MISLEADING = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
+"""Unicode categories: control, format (direction marks, zero width), private, surrogates, line and paragraph separators. Not unassigned
+characters: which these are depends on Python's age."""
+_JOINERS = "\u200c\u200d"
+"""Persian and Hindi spell with them, and emoji are made of several: harmless in the midst of letters."""
 
 
 class LandingObject(Protocol):
@@ -45,7 +48,7 @@ class Landing:
     objects: tuple[LandingObject, ...]
     """Sorted by key."""
     skipped: tuple[tuple[str, str], ...]
-    """Key and reason of what is not read."""
+    """Key, as `shown`, and reason of what is not read."""
 
 
 def format_of(key: str) -> str | None:
@@ -87,6 +90,8 @@ class StoredFile:
     key: str
     size: int
     fingerprint: str
+    inside: Path
+    """The landing folder, links resolved."""
 
     @contextmanager
     def snapshot(self) -> Iterator[Path]:
@@ -98,7 +103,7 @@ class StoredFile:
 
     def _verify(self) -> None:
         try:
-            now = _file_fingerprint(self.path)
+            now = _link_reason(self.path, self.inside) or _file_fingerprint(self.path)
         except FileNotFoundError:
             now = "nothing"
         if now != self.fingerprint:
@@ -151,7 +156,7 @@ def _sorted(found: Iterator[LandingObject | tuple[str, str]]) -> Landing:
 
 
 def _skip_reason(key: str) -> str | None:
-    if _MISLEADING & {unicodedata.category(character) for character in key}:
+    if any(_misleads(key, place) for place in range(len(key))):
         return "control, direction or invisible characters in its name; land it under another"
     if not {"", ".", ".."}.isdisjoint(key.split("/")):
         return "its name is no plain relative path; land it under another"
@@ -165,9 +170,20 @@ def _skip_reason(key: str) -> str | None:
     return None
 
 
-def _shown(key: str) -> str:
+def shown(key: str) -> str:
     """The key with what would not be seen, or would change how a line of a log reads, as its number."""
-    return "".join(f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in _MISLEADING else c for c in key)
+    return "".join(f"\\u{{{ord(c):x}}}" if _misleads(key, place) else c for place, c in enumerate(key))
+
+
+def _misleads(key: str, place: int) -> bool:
+    if key[place] in _JOINERS:
+        return not (0 < place < len(key) - 1 and _joined(key[place - 1]) and _joined(key[place + 1]))
+    return unicodedata.category(key[place]) in _MISLEADING
+
+
+def _joined(character: str) -> bool:
+    """Letters of scripts that have joiners, their marks, and emoji; between two others a joiner would only hide."""
+    return not character.isascii() and unicodedata.category(character)[0] in "LMS"
 
 
 def _file_fingerprint(path: Path) -> str:
@@ -182,9 +198,9 @@ def _list_folder(folder: Path) -> Iterator[LandingObject | tuple[str, str]]:
         if path.is_dir() and not path.is_symlink():
             continue
         if reason := _skip_reason(key) or _link_reason(path, inside):
-            yield _shown(key), reason
+            yield shown(key), reason
         else:
-            yield StoredFile(path, key, path.stat().st_size, _file_fingerprint(path))
+            yield StoredFile(path, key, path.stat().st_size, _file_fingerprint(path), inside)
 
 
 def _link_reason(path: Path, inside: Path) -> str | None:
@@ -210,7 +226,7 @@ def _list_bucket(uri: str, client: Any) -> Iterator[LandingObject | tuple[str, s
                 if path.endswith("/"):
                     continue
                 if reason := _skip_reason(key):
-                    yield _shown(key), reason
+                    yield shown(key), reason
                 else:
                     yield S3Object(client, bucket, path, key, entry["Size"], _s3_fingerprint(entry["ETag"], entry["Size"]))
     except ClientError as error:

@@ -18,6 +18,8 @@ __all__ = ["Pages", "read_footer", "read_pages"]
 _MAX_FOOTER = 32 << 20
 _MAX_DEPTH = 32
 """Groups within groups of a schema, and structures within structures of Thrift."""
+_MAX_VALUES = 2_000_000
+"""Of a footer: as Python's objects they take up to a hundred bytes each."""
 _DELTA_BYTE_ARRAY = 7
 _BINARY, _LIST, _SET, _STRUCT = 8, 9, 10, 12
 
@@ -40,19 +42,25 @@ class _Reader:
     def __init__(self, data: Any, place: int) -> None:
         self._data = data
         self.place = place
+        self._left = _MAX_VALUES
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Field number -> value."""
+        """Field number -> value. A field that is there twice, or whose number pyarrow would cut short, is read by no two readers alike."""
         if depth > _MAX_DEPTH:
             raise ValueError("structures lie too deep")
         fields: dict[int, Any] = {}
         last = 0
         while head := self._byte():
             last = last + (head >> 4) if head >> 4 else self._integer()
+            if last in fields or not 0 < last < 1 << 15:
+                raise ValueError(f"field {last} is there twice, or is none")
             fields[last] = self._value(head & 15, depth)
         return fields
 
     def _value(self, kind: int, depth: int) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise BadInputError(f"its footer holds more than {_MAX_VALUES:,} values; write larger row groups")
         if kind in (1, 2):
             return kind == 1
         if kind == 3:
@@ -77,7 +85,9 @@ class _Reader:
         kind = head & 15
         if depth > _MAX_DEPTH or count > len(self._data) - self.place:  # each item takes a byte at least
             raise ValueError(f"a list of {count} items lies too deep, or cannot be in so few bytes")
-        return [self._byte() == 1 if kind in (1, 2) else self._value(kind, depth + 1) for _ in range(count)]
+        if kind in (1, 2):  # in a list, each takes a byte of its own
+            kind = 3
+        return [self._value(kind, depth + 1) for _ in range(count)]
 
     def _byte(self) -> int:
         byte: int = self._data[self.place]
@@ -118,10 +128,14 @@ def read_footer(path: Path) -> dict[int, Any]:
         return footer
 
 
-def read_pages(path: Path, footer: dict[int, Any], wanted: Collection[str]) -> Pages:
-    """Reads the header of each page of the `wanted` columns. Raises BadInputError where a part of the file lies outside of it."""
+def read_pages(path: Path, footer: dict[int, Any], wanted: Collection[str], most: float) -> Pages:
+    """Reads the header of each page of the `wanted` columns, as far as until they hold more than `most` bytes unpacked.
+
+    Raises BadInputError where a part of the file lies outside of it, or stands for several.
+    """
     unpacked, largest, shared = 0, 0, False
     with _opened(path) as data:
+        left = len(data)
         for group in footer.get(4, []):
             for chunk in group[1]:
                 if 1 in chunk:
@@ -129,8 +143,13 @@ def read_pages(path: Path, footer: dict[int, Any], wanted: Collection[str]) -> P
                 column = chunk[3]
                 if column[3][0].decode() not in wanted:
                     continue
+                left -= column[7]
+                if left < 0:
+                    raise ValueError("its columns take more bytes than it has")
                 for page in _pages(data, column):
                     unpacked += page[2]
+                    if unpacked > most:
+                        return Pages(unpacked, largest, shared)
                     largest = max(largest, page[2])
                     shared |= _DELTA_BYTE_ARRAY in (page.get(5, {}).get(2), page.get(8, {}).get(4))
     return Pages(unpacked, largest, shared)

@@ -217,6 +217,8 @@ def _read_delimited(path: Path, suffix: str, compressed: bool, layout: Layout, a
             header=layout.header,
         )
         if not dialect.width:
+            if any(line.cut for line in sample):
+                raise BadInputError(f"its columns cannot be told: {too_long(layout.max_record)}")
             return
         _check_width(dialect.width, layout)
         assumptions += assumed
@@ -375,7 +377,7 @@ def _read_parquet(path: Path, layout: Layout, chunk_rows: int) -> Iterator[Row]:
         wanted = [schema.names[place] for place in places]
         for name in wanted:
             _check_text(name, schema.field(name).type)
-        pages = read_pages(path, footer, wanted)
+        pages = read_pages(path, footer, wanted, most)
         if pages.unpacked > most:
             raise expands(size, layout.max_expansion)
         if pages.shared_starts and pages.largest > _SHARING_PAGE:

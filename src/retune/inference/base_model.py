@@ -24,6 +24,7 @@ __all__ = [
     "BaseModel",
     "Family",
     "base_sha256",
+    "check_harmless",
     "find_base_model",
     "folder_sha256",
     "load_base",
@@ -202,7 +203,7 @@ def load_base(path: Path, sha256: str | None = None, device: str | None = None, 
     """
     set_threads()
     sha256 = sha256 or folder_sha256(path)
-    _check_harmless(path)
+    check_harmless(path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     place = device or _device()
     settings: dict[str, Any] = {"device_map": "balanced"} if place == "sharded" else {}
@@ -229,7 +230,7 @@ def load_base(path: Path, sha256: str | None = None, device: str | None = None, 
     return BaseModel(model.eval().requires_grad_(False), tokenizer, sha256, tokenizer_sha256(path))
 
 
-def _check_harmless(path: Path) -> None:
+def check_harmless(path: Path) -> None:
     """Raises BadInputError for a folder that transformers must not see: it names code to run, or is not all that would be loaded."""
     if not list(path.glob("*.safetensors")):
         raise BadInputError(f"{path} holds no *.safetensors; other weight formats can run code and are not read")
@@ -243,6 +244,9 @@ def _check_harmless(path: Path) -> None:
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         own = "; code that comes with a model (auto_map) is never run" if "auto_map" in config else ""
         raise BadInputError(f"base model architecture must be one of {', '.join(sorted(ARCHITECTURES))}, got {kind!r} ({path}){own}")
+    for name in ("quantization_config", "compression_config"):
+        if config.get(name) is not None:
+            raise BadInputError(f"{path / 'config.json'} has {name}: another package would load the weights; save the model without it")
     for name in attention:
         if name not in (None, "eager", "sdpa"):
             raise BadInputError(

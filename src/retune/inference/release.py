@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from retune.config import Prompt, Tune, canonical_json
+from retune.config import Prompt, Tune, canonical_json, parse_yaml
 from retune.errors import BadInputError, ConfigError, IntegrityError
 from retune.inference.adapters import EMBEDDINGS, HEAD, MODULE, key_value_heads, tuned_model
 from retune.inference.base_model import BaseModel, Family
@@ -337,8 +337,8 @@ def _most_bytes(environ: Mapping[str, str] = os.environ) -> int:
 
 def _read_prompt(folder: Path, raw: bytes) -> Prompt:
     try:
-        return Prompt.model_validate(yaml.safe_load(raw))
-    except (ValidationError, yaml.YAMLError) as error:
+        return Prompt.model_validate(parse_yaml(raw, PROMPT))
+    except (ValidationError, ConfigError) as error:
         raise IntegrityError(f"{folder / PROMPT} is not a resolved prompt: {error}") from None
 
 

@@ -17,7 +17,7 @@ from retune.errors import ConfigError
 from retune.local.files import read_json, write_private
 from retune.local.ports import LOOPBACK, choose
 from retune.local.record import MARKER
-from retune.settings import Settings
+from retune.settings import Settings, without_password
 
 __all__ = ["GPU_SLOTS", "PINNED", "USER", "Configuration", "airflow_config", "component_environment", "configure", "external_mlflow"]
 
@@ -69,7 +69,8 @@ def external_mlflow(environ: Mapping[str, str]) -> str | None:
     uri = environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
     if uri and not uri.startswith(("http://", "https://")):
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI must be http(s)://... for the embedded stack, got {uri!r}; unset it and the stack runs its own"
+            f"MLFLOW_TRACKING_URI must be http(s)://... for the embedded stack, got {without_password(uri)!r}; unset it and the stack runs "
+            "its own"
         )
     return uri or None
 

@@ -29,7 +29,7 @@ from retune.local.files import write_private
 from retune.local.landing import land
 from retune.local.progress import follow
 from retune.local.rounds import VERDICTS, connect, explain_failure, explain_nothing, ingest, retrain_after
-from retune.settings import Settings
+from retune.settings import Settings, without_password
 from retune.store import Store, open_store
 from retune.tasks.ingest import ingest as take_in
 
@@ -239,7 +239,8 @@ def _main(console: Console) -> int:
         if not was_running:
             console.print("\nstarting Airflow and MLflow")
         stack, _ = start(settings, lambda event: _progress(console, event))
-        console.print(f"  Airflow {stack.airflow_url} (user {stack.user}, password in {stack.password_file})\n  MLflow  {stack.mlflow_url}")
+        console.print(f"  Airflow {stack.airflow_url} (user {stack.user}, password in {stack.password_file})")
+        console.print(f"  MLflow  {without_password(stack.mlflow_url)}")
         demo.take_in_second()
         for batch in missing:
             demo.play(batch)

@@ -30,7 +30,7 @@ from retune.data.parts import read_parts
 from retune.data.preprocess import preprocess
 from retune.data.profile import profile_page
 from retune.errors import BadInputError
-from retune.inference.base_model import ARCHITECTURES, find_base_model
+from retune.inference.base_model import ARCHITECTURES, check_harmless, find_base_model
 from retune.stages import run_stage, whole_folder
 
 
@@ -40,6 +40,7 @@ def main(prompt: Prompt) -> None:
         raise BadInputError(f"data/{prompt.name} holds no rows; land files in {prompt.source.path} and run the DAG `ingest`")
     folders = [Path(p) for p in os.environ.get("RETUNE_BASE_MODELS", "").split(os.pathsep) if p]
     model = find_base_model(prompt.base_model, Path.cwd(), folders)
+    check_harmless(model)
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     result = preprocess(read_parts(parts), prompt, partial(_token_lengths, tokenizer))
     kind = json.loads((model / "config.json").read_text("utf-8"))["model_type"]

@@ -10,7 +10,7 @@ from retune.config import Prompt, load_prompt
 from retune.data.forgotten import Forgotten
 from retune.data.identity import keep_identities
 from retune.data.ingest import QUARANTINE, ObjectResult, ingest_object, new_or_changed
-from retune.data.landing import Landing, open_objects
+from retune.data.landing import Landing, open_objects, shown
 from retune.dvc_files import EMPTY_DATA
 from retune.errors import ConflictError, StageError
 from retune.ledger import Entry, Ledger
@@ -42,8 +42,10 @@ def ingest(name: str, dag_run_id: str, by: str, log: Callable[[str], None] = pri
     for key, reason in landing.skipped:
         log(f"{key}: skipped, {reason}")
     changes = new_or_changed(landing.objects, known)
-    for key in changes.vanished:
-        log(f"{key}: no longer in the landing zone; its rows stay")
+    skipped = dict(landing.skipped)
+    for key in map(shown, changes.vanished):
+        if key not in skipped:
+            log(f"{key}: no longer in the landing zone; its rows stay")
     if not changes.read:
         log(f"{name}: nothing new in {prompt.source.path} ({len(changes.unchanged)} object(s), all known)")
         return None

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from retune.config import Prompt
+from retune.config import Prompt, parse_yaml
 from retune.errors import IntegrityError
 from retune.ledger import Entry
 from retune.recorded import as_it_reads_now, by_release
@@ -54,7 +52,7 @@ def read_release_record(workspaces: Workspaces, prompt: Prompt, lineage: Lineage
     """The release that a lineage's tune section holds. Raises IntegrityError if its bytes are not the recorded ones."""
     place = f"artifacts/{prompt.name}/release"
     manifest = workspaces.read(lineage, f"{place}/manifest.json")
-    own = Prompt.model_validate(yaml.safe_load(workspaces.read(lineage, f"{place}/prompt.yaml")))
+    own = Prompt.model_validate(parse_yaml(workspaces.read(lineage, f"{place}/prompt.yaml"), f"{place}/prompt.yaml"))
     outs = [out for out in workspaces.section(lineage, "tune", prompt.name)["outs"] if out["path"] == place]
     return ReleaseRecord(
         hashlib.sha256(manifest).hexdigest(),

@@ -5,9 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from retune.config import Prompt, Splits, override, sha256_json
+from retune.config import Prompt, Splits, override, parse_yaml, sha256_json
 from retune.data.parts import BUCKETS
 from retune.errors import ConfigError, ConflictError
 from retune.evaluation.metrics import confusion
@@ -255,7 +253,8 @@ def _side(context: Context, contender: Json) -> Side:
 
 
 def _release_prompt(context: Context, lineage: Lineage) -> Json:
-    loaded: Json = yaml.safe_load(context.workspaces.read(lineage, f"artifacts/{context.prompt.name}/release/prompt.yaml"))
+    place = f"artifacts/{context.prompt.name}/release/prompt.yaml"
+    loaded: Json = parse_yaml(context.workspaces.read(lineage, place), place)
     return loaded
 
 

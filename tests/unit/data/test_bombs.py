@@ -1,6 +1,5 @@
 """Files made to fill memory, to crash a library or to take for ever: each ends soon, in little memory, with a reason and a way out."""
 
-import contextlib
 import gzip
 import json
 import struct
@@ -16,6 +15,7 @@ import pytest
 from retune.data.dialect import assemble
 from retune.data.encoding import Line, first_lines
 from retune.data.ingest import layout_of
+from retune.data.parquet_pages import read_pages
 from retune.data.read import open_reading
 from retune.errors import BadInputError
 
@@ -54,6 +54,11 @@ def thrift(*fields: tuple[int, int, bytes]) -> bytes:
     return out + b"\0"
 
 
+def footed(footer: bytes) -> bytes:
+    """A Parquet file of nothing else."""
+    return b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"
+
+
 def number(value: int) -> bytes:
     """As Thrift writes the length of a text."""
     out = b""
@@ -63,14 +68,31 @@ def number(value: int) -> bytes:
 
 
 def integer(value: int) -> bytes:
-    return number(value << 1)
+    return number(value << 1 ^ value >> 63)
 
 
 def deep_parquet(groups: int) -> bytes:
     group = thrift((3, 5, integer(1)), (4, 8, b"\1g"), (5, 5, integer(1)))
     schema = thrift((4, 8, b"\1r"), (5, 5, integer(1))) + group * groups + thrift((1, 5, integer(6)), (3, 5, integer(1)), (4, 8, b"\4text"))
-    footer = thrift((1, 5, integer(1)), (2, 9, b"\xfc" + number(groups + 2) + schema), (3, 6, integer(0)), (4, 9, b"\x0c"))
-    return b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"
+    return footed(thrift((1, 5, integer(1)), (2, 9, b"\xfc" + number(groups + 2) + schema), (3, 6, integer(0)), (4, 9, b"\x0c")))
+
+
+def shared_parquet(groups: int, pages: int) -> bytes:
+    """Row groups without rows, whose columns are all the same empty pages."""
+    sub = (5, 12, thrift((1, 5, integer(0)), (2, 5, integer(0)), (3, 5, integer(3)), (4, 5, integer(3))))
+    page = thrift((1, 5, integer(0)), (2, 5, integer(0)), (3, 5, integer(0)), sub)
+    schema = thrift((4, 8, b"\1r"), (5, 5, integer(2)))
+    chunks = b""
+    for name in (b"text", b"label"):
+        text = number(len(name)) + name
+        schema += thrift((1, 5, integer(6)), (3, 5, integer(1)), (4, 8, text), (6, 5, integer(0)))
+        size = integer(len(page) * pages)
+        about = [(1, 5, integer(6)), (2, 9, b"\x15" + integer(0)), (3, 9, b"\x18" + text), (4, 5, integer(0)), (5, 6, integer(0))]
+        chunks += thrift((2, 6, integer(4)), (3, 12, thrift(*about, (6, 6, size), (7, 6, size), (9, 6, integer(4)))))
+    group = thrift((1, 9, b"\x2c" + chunks), (2, 6, integer(0)), (3, 6, integer(0)))
+    fields = (1, 5, integer(1)), (2, 9, b"\x3c" + schema), (3, 6, integer(0)), (4, 9, b"\xfc" + number(groups) + group * groups)
+    body, footer = page * pages, thrift(*fields)
+    return b"PAR1" + body + footer + struct.pack("<I", len(footer)) + b"PAR1"
 
 
 def table(texts: Any) -> pa.Table:
@@ -93,6 +115,9 @@ def write_bombs(folder: Path) -> None:
     encoded: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
     pq.write_table(table(texts), folder / "shared.parquet", **encoded)
     (folder / "deep.parquet").write_bytes(deep_parquet(100_000))
+    (folder / "same.parquet").write_bytes(shared_parquet(8_700, 20_000))
+    items = 30 * MEGABYTE
+    (folder / "structs.parquet").write_bytes(footed(thrift((5, 9, b"\xfc" + number(items) + bytes(items)))))
     (folder / "quote.csv").write_text("text,label\n" + 'fine,"low\n' * 2 + '"' + "words and more\n" * 300_000)
     (folder / "fields.csv").write_text("text,label\n" + '"a",' * 240_000 + "\nfine,low\n")
     (folder / "wide.csv").write_text(",".join(f"c{place}" for place in range(100_000)) + ",text,label\n")
@@ -122,6 +147,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("liar.parquet", "source.max_expansion"),
         ("shared.parquet", "source.max_expansion"),
         ("deep.parquet", "groups deep"),
+        ("same.parquet", "more bytes than it has"),
+        ("structs.parquet", "footer holds more than 2,000,000 values; write larger row groups"),
         ("wide.csv", "100,002 columns, at most 1,000 are read; raise source.max_columns"),
     ],
 )
@@ -179,6 +206,39 @@ def test_records_are_found_in_time_that_grows_with_the_characters(line: str) -> 
     assert sum(len(record.raw) + 1 for record in assemble(lines, ",", '"', 500)) == sum(len(item.text) + 1 for item in lines)
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"\x15" + integer(0) + b"\x15" + integer(10) + b"\x05" + integer(2) + integer(20),
+        b"\x15" + integer(0) + b"\x15" + integer(10) + b"\x05" + integer(2 - (1 << 16)) + integer(20),
+        b"\x15" + integer(0) + b"\x15" + integer(10) + b"\x05" + integer(2 + (1 << 16)) + integer(20),
+    ],
+)
+def test_a_page_does_not_tell_its_size_to_each_reader_in_another_way(tmp_path: Path, page: bytes) -> None:
+    """A field a second time, and under numbers that pyarrow takes for the same."""
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + page + b"\x15" + integer(0) + b"\0" + bytes(8) + b"PAR1")
+    chunk = {3: {3: [b"text"], 7: 20, 9: 4}}
+    with pytest.raises(BadInputError, match="is there twice, or is none"):
+        read_pages(tmp_path / "a.parquet", {4: [{1: [chunk]}]}, ["text"], 1_000)
+
+
+@pytest.mark.parametrize("header", [True, None, False])
+def test_a_file_whose_lines_are_too_long_to_tell_its_columns_is_refused(tmp_path: Path, make: Any, header: bool | None) -> None:
+    columns: dict[str, str | int] = {"text": 0, "label": 1} if header is False else {"text": "text", "label": "label"}
+    (tmp_path / "a.csv").write_text("\n" + "text,label," + "x" * 2_000_000 + "\nfine,low" * (header is not False) + "\n")
+    layout = layout_of(make(source={"path": "landing", "header": header, "columns": columns}))
+    reason = "no header found" if header is None else "columns cannot be told: line longer than 1,000,000 characters"
+    with pytest.raises(BadInputError, match=reason):
+        list(open_reading(tmp_path / "a.csv", "a.csv", layout).chunks)
+
+
+def test_the_first_line_may_be_too_long_where_another_tells_the_columns(tmp_path: Path, make: Any) -> None:
+    (tmp_path / "a.csv").write_text("x" * 2_000_000 + "\nfine,low\n")
+    layout = layout_of(make(source={"path": "landing", "header": False, "columns": {"text": 0, "label": 1}}))
+    [chunk] = open_reading(tmp_path / "a.csv", "a.csv", layout).chunks
+    assert (len(chunk.frame), len(chunk.malformed)) == (1, 1)
+
+
 def test_a_file_is_understood_by_few_long_lines() -> None:
     taken = first_lines(Line("x" * 900_000, False) for _ in range(200))
     assert len(taken) == 3
@@ -223,10 +283,18 @@ def test_a_damaged_parquet_file_is_bad_input_wherever_it_is_damaged(tmp_path: Pa
     whole = (tmp_path / "whole.parquet").read_bytes()
     path = tmp_path / "a.parquet"
     length = struct.unpack("<I", whole[-8:-4])[0]
-    for place in range(len(whole) - 8 - length, len(whole), 5):
+    places = range(len(whole) - 8 - length, len(whole), 5)
+    refused: list[str] = []
+    for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        with contextlib.suppress(BadInputError):
-            list(open_reading(path, "a.parquet", layout_of(make())).chunks)
+        try:
+            chunks = list(open_reading(path, "a.parquet", layout_of(make())).chunks)
+        except BadInputError as error:
+            refused.append(str(error))
+        else:  # what the byte was for is of no matter here, such as a statistic or who wrote the file
+            assert sum(len(chunk.frame) + len(chunk.malformed) for chunk in chunks) == 50
+    assert len(places) / 4 < len(refused) < len(places)
+    assert all(error.startswith("a.parquet: ") for error in refused)
 
 
 @pytest.mark.parametrize("encoding", ["zlib", "rot13", "unicode_escape", "punycode", "idna", "no-such"])

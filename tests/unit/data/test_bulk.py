@@ -24,15 +24,23 @@ def chunks(path: Path, layout: Layout, chunk_rows: int) -> list[tuple[list[int],
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 4_000])
+@pytest.mark.parametrize("delimiter", [",", "\t", " ", ";"])
 @given(lines=LINES, end=st.sampled_from(["\n", "\r\n"]), chunk_rows=st.sampled_from([1, 3, 100]), quote=st.sampled_from(['"', "'", ""]))
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_result_depends_on_the_way_a_record_went(
-    ahead: int, lines: list[str], end: str, chunk_rows: int, quote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ahead: int,
+    delimiter: str,
+    lines: list[str],
+    end: str,
+    chunk_rows: int,
+    quote: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "a.csv"
-    content = end.join(["label,text", *lines]).replace('"', quote or '"')
+    content = end.join(["label,text", *lines]).replace('"', quote or '"').replace(",", delimiter)
     path.write_bytes(content.encode())
-    layout = Layout(**{**LAYOUT.__dict__, "quote": quote})
+    layout = Layout(**{**LAYOUT.__dict__, "delimiter": delimiter, "quote": quote})
     with monkeypatch.context() as patch:
         patch.setattr(bulk, "_LINES", ahead)
         patch.setattr(read, "_CHUNK_CHARACTERS", 60)

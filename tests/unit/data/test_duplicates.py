@@ -35,6 +35,21 @@ def test_blocks_of_any_size_give_the_pairs_of_the_definition(seed: int, monkeypa
         assert sum(len(set(later.tolist())) for later, _ in chunks) == len({later for later, _ in expected})
 
 
+def test_a_long_text_near_to_every_part_of_many_others_takes_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_CANDIDATES", 1_000)
+    template = [f"w{place}" for place in range(300)]
+    landed = [" ".join([*template, str(row)]) for row in range(40)]
+    sizes = [len(later) for later, _ in duplicates._candidates(*_prefixes(landed))]
+    assert max(sizes) <= 2_000
+    assert sum(len(later) for later, _ in near_pairs(landed, 0.6)) == 40 * 39 // 2
+
+
+def _prefixes(landed: list[str]) -> tuple[duplicates.Ints, np.ndarray]:
+    """Every shared shingle of each text, as if all were of its prefix."""
+    _, whole = duplicates._sets(landed)
+    return np.repeat(np.arange(len(landed)), np.diff(whole.indptr)), whole.indices
+
+
 def test_millions_of_words_do_not_run_out_of_numbers() -> None:
     counts = np.array([1, 2, 3, 6, 4, 3], dtype=np.int64)
     words = np.array([5, 5, 6, 1, 2, 3, 1, 2, 3, 1, 2, 4, 2, 3, 1, 2, 1, 2, 3], dtype=np.int32)

@@ -221,14 +221,17 @@ MISLEADING = ["a\nb.csv", "a\x1b[2Jb.csv", "vsc.\u202etxt.csv", "a\u200bb.csv", 
 
 
 def test_names_that_mislead_are_skipped_and_listed_so_that_they_can_be_seen(tmp_path: Path) -> None:
-    for name in [*MISLEADING[:-1], "grün 2026-05 (1).csv"]:
+    plain = ["grün 2026-05 (1).csv", "می\u200cخواهم.csv", "👩\u200d🔧.csv", "\U0001fae9\u0378.csv"]
+    for name in [*MISLEADING[:-1], *plain, "a\u200db.csv", "\u200c.csv"]:
         (tmp_path / name).touch()
     (tmp_path / os.fsdecode(b"bytes\xff.csv")).touch()
     landing = open_objects(str(tmp_path))
-    assert [item.key for item in landing.objects] == ["grün 2026-05 (1).csv"]
+    assert [item.key for item in landing.objects] == sorted(plain)
     assert sorted(key for key, _ in landing.skipped) == [
+        "\\u{200c}.csv",
         "a\\u{1b}[2Jb.csv",
         "a\\u{200b}b.csv",
+        "a\\u{200d}b.csv",
         "a\\u{2028}b.csv",
         "a\\u{a}b.csv",
         "bytes\\u{dcff}.csv",
@@ -267,6 +270,19 @@ def test_links_out_of_a_landing_folder_are_not_followed(tmp_path: Path) -> None:
         "nothing.csv": "a link to no file; files of a linked folder are not read: land them themselves",
         "pipe.csv": "no plain file",
     }
+
+
+def test_a_file_that_became_a_link_out_since_it_was_listed_is_not_read(tmp_path: Path) -> None:
+    folder, secret, landed = tmp_path / "landing", tmp_path / "secret.csv", tmp_path / "landing" / "a.csv"
+    folder.mkdir()
+    for path in (secret, landed):
+        path.write_text("text,label\nx,low\n")
+        os.utime(path, (1, 1))
+    [item] = open_objects("landing", root=tmp_path).objects
+    landed.unlink()
+    landed.symlink_to(secret)
+    with pytest.raises(StageError, match=r"a\.csv was replaced .* now a link out of the landing folder"), item.snapshot():
+        pytest.fail("it was opened")
 
 
 def test_only_new_and_changed_objects_are_read(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def link_out(folder):
     (folder / "adapter/link").symlink_to(folder.parent)
 
 
+LAUGHS = "a: &a [x, x]\n" + "".join(f"b{n}: &b{n} [{', '.join(['*' + (f'b{n - 1}' if n else 'a')] * 9)}]\n" for n in range(12))
 TAMPERED = {
     "changed tensor byte": (flip_last_byte, "sha256 must be"),
     "NaN tensor": (lambda f: replace_tensor(f, lambda t: t.index_fill(0, torch.tensor([1]), torch.nan)), "not finite"),
@@ -179,6 +180,7 @@ TAMPERED = {
     "link to a folder": (link_out, "files too many: adapter/link"),
     "prompt edited": (lambda f: (f / PROMPT).write_text((f / PROMPT).read_text().replace("Ticket", "Docket")), "sha256 must be"),
     "prompt of another model": (lambda f: edit_prompt(f, base_model={"path": "other", "sha256": tiny.SHA}), "different base models"),
+    "prompt that fills memory": (lambda f: ((f / PROMPT).write_text(LAUGHS), tiny.reseal(f)), "must hold at most 100,000 values"),
     "prompt without template": (lambda f: edit_prompt(f, template="x"), "not a resolved prompt"),
     "method without adapter": (lambda f: edit_prompt(f, tune={"method": "none"}), "method none must have the files"),
     "manifest damaged": (lambda f: (f / MANIFEST).write_bytes(b"{"), "manifest.json is damaged"),

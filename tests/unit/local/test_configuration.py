@@ -88,5 +88,5 @@ def test_an_mlflow_server_of_the_environment_is_used(settings):
 
 
 def test_a_database_is_no_mlflow_server():
-    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI must be http"):
-        external_mlflow({"MLFLOW_TRACKING_URI": "sqlite:///x.db"})
+    with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI must be http.* got 'postgresql://db/x'"):
+        external_mlflow({"MLFLOW_TRACKING_URI": "postgresql://me:word@db/x"})  # pragma: allowlist secret

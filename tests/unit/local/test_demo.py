@@ -90,13 +90,17 @@ def test_a_demo_that_was_interrupted_plays_the_missing_round_alone(project, monk
     assert (project.project / "landing" / demo.SECOND_PROMPT / "1.csv").is_file()
 
 
-def test_what_runs_already_is_left_running(project, monkeypatch):
-    stack = type("S", (), {"airflow_url": "", "user": "", "password_file": "", "mlflow_url": ""})
+def test_what_runs_already_is_left_running(project, monkeypatch, capsys):
+    word = "hunter2"  # pragma: allowlist secret
+    stack = type("S", (), {"airflow_url": "", "user": "", "password_file": "", "mlflow_url": f"https://me:{word}@mlflow.example.org"})
     monkeypatch.setattr(demo, "running", lambda _: stack)
     monkeypatch.setattr(demo, "start", lambda *_: (stack, False))
     monkeypatch.setattr(demo, "stop", lambda _: pytest.fail("it was not the demo's to stop"))
     monkeypatch.setattr(demo._Demo, "play", lambda *_: None)
     assert demo.main() == 0
+    shown = capsys.readouterr().out
+    assert "https://mlflow.example.org" in shown
+    assert word not in shown
 
 
 def test_a_failed_demo_stops_what_it_started_and_ends_with_1(project, monkeypatch):
