@@ -2,8 +2,8 @@
 
 Kept is every object whose hash stands in an entry of any ledger, in the section index, or in a `data.dvc` or `dvc.lock` of the checkout or
 of its git history; and the files of a folder that is kept. This host's cache keeps the same. So every dataset revision, every release
-that was judged (champion, previous, and the template alone that each run evaluates) and every stage that can be restored stay whole. What is younger than a limit stays
-besides: a run may be about to name it.
+that was judged (champion, previous, and the template alone that each run evaluates) and every stage that can be restored stay whole.
+What is younger than a limit stays besides: a run may be about to name it.
 """
 
 import json
