@@ -93,7 +93,8 @@ def _checkout(workspaces: Workspaces, data: Lineage, named: list[tuple[str, str 
         files |= laid(files[LOCK], lineage, prompt, workspaces.prompt_file(lineage, prompt).decode()) | {DATA: data.data}
         parts.append(Part(prompt, release, lineage, workspaces.changed_code(lineage, prompt)))
     rewritten = Rewritten.of(workspaces.store)
-    told = [sentence for n in sorted({data.revision, *(part.lineage.revision for part in parts)}) for sentence in rewritten.told(n)]
+    told = rewritten.told(data.revision)
+    told += [s for part in parts if part.lineage.revision != data.revision for s in rewritten.told(part.lineage.revision, part.prompt)]
     return Checkout(data.revision, parts, files, told)
 
 

@@ -125,6 +125,11 @@ def _tell(done: "Outcome", dry_run: bool) -> None:
         )
         out.print(f"deleted: {len(gone.objects)} objects of the store, {len(gone.cached)} of this host's caches, ", end="")
         out.print(f"{len(gone.checkpoints)} checkpoints, pages of {len(done.runs)} MLflow runs, files of {len(done.versions)} versions")
+        out.print("run `retune gc` on every host once what runs there is over: caches hold copies that nothing names any more")
+    if found.also_in:
+        out.print(
+            f"the same rows stand in {', '.join(found.also_in)}, of the same source: forget them there too, by `retune forget PROMPT`"
+        )
     if "champion" in {**found.releases_tuned, **found.releases_holding}.values():
         out.print(f"the champion came of the rows: replace it by `retune run {found.prompt}`, then `retune forget {found.prompt} --finish`")
     if dry_run:

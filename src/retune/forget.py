@@ -9,6 +9,7 @@ deletes everything that all entries name. The entry is also the revision from wh
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,12 +18,13 @@ import yaml
 
 from retune.config import Prompt
 from retune.data.forgotten import Forgotten
-from retune.dvc_files import REMOTE, listing, md5_of, object_name, sections
+from retune.dvc_files import REMOTE, listing, md5_of, object_name, outs, sections
 from retune.errors import BadInputError
 from retune.forget_files import Part, Selection, holds_examples, kept_part, mentions, quarantine_part, without_rows
 from retune.ledger import Entry, Ledger, standing
-from retune.objects import object_key
+from retune.objects import Objects, object_key
 from retune.recorded import by_release
+from retune.records import Lineage
 from retune.rewritten import DATASET, FORGET, Rewritten
 from retune.settings import Settings
 from retune.store import Store, StoreKeyError
@@ -47,6 +49,10 @@ class Plan:
     head: Entry
     """Of the dataset ledger; the plan holds as long as it is."""
     rows: Forgotten
+    older: list[Forgotten] = field(default_factory=list)
+    """Rows of parts that are older than an input field, known by the fields that they have."""
+    also_in: list[str] = field(default_factory=list)
+    """Other prompts that keep the same parts, of the same source: theirs stay as they are."""
     ids: set[str] = field(default_factory=set)
     """`OBJECT:ROW` of each kept row."""
     quarantined: set[str] = field(default_factory=set)
@@ -84,6 +90,7 @@ class Plan:
             "prompt": self.prompt,
             "rows": {"kept": len(self.ids), "quarantined": len(self.quarantined)},
             "ids": sorted({*self.ids, *self.quarantined}),
+            "also_in": self.also_in,
             "revisions": {str(n): taken for n, taken in sorted(self.revisions.items())},
             "parts": [{"path": old, "now": new} for old, new in sorted(self.paths.items())],
             "tables": {path: self.tables.count(path) for path in sorted(set(self.tables))},
@@ -105,12 +112,13 @@ def plan(workspaces: Workspaces, prompt: Prompt, selection: Selection, texts: Se
         raise BadInputError("no dataset revision yet, so nothing to forget")
     scan = _Scan(workspaces, prompt, entries)
     found = Plan(prompt.name, entries[-1], Forgotten.new(prompt.inputs))
-    named = [tuple(row) for row in texts]
+    named = {found.rows.inputs: [tuple(row) for row in texts]}
     for md5 in scan.parts:
-        if (part := scan.without(md5, selection, [])) is not None:
-            named += part.texts(prompt.inputs)
-    found.rows = found.rows.with_texts(named)
-    _plan_parts(scan, found, selection, [found.rows, *scan.rewritten.forgotten(prompt.name)])
+        if (part := scan.without(md5, selection, [])) is not None and (has := part.fields(prompt.inputs)):
+            named.setdefault(has, []).extend(part.texts(has))
+    found.rows = found.rows.with_texts(named.pop(found.rows.inputs))
+    found.older = [Forgotten.new(inputs).with_texts(rows) for inputs, rows in named.items()]
+    _plan_parts(scan, found, selection, _known(scan, found))
     _plan_listings(scan, found)
     _plan_derived(scan, found, releases)
     return found
@@ -127,13 +135,17 @@ class _Scan:
         """Revision -> hash and files of its folder `data`."""
         self.parts: dict[str, list[str]] = {}
         """md5 of a part of the prompt -> its paths."""
+        self.others: dict[str, set[str]] = {}
+        """md5 of a part -> other prompts that keep it."""
         for entry in entries:
             lineage = self.rewritten.current(workspaces.lineage(entry.body["data"], entry.n))
             (out,) = yaml.safe_load(lineage.data)["outs"]
             files = workspaces.files(lineage, "data")
             self.listings[entry.n] = out["md5"], files
             for path, md5 in files.items():
-                if path.removeprefix(QUARANTINE).startswith(f"{prompt.name}/"):
+                if (name := path.removeprefix(QUARANTINE).partition("/")[0]) != prompt.name:
+                    self.others.setdefault(md5, set()).add(name)
+                elif path not in self.parts.get(md5, ()):
                     self.parts.setdefault(md5, []).append(path)
 
     def get(self, md5: str) -> bytes | None:
@@ -150,23 +162,28 @@ class _Scan:
         of_kind = quarantine_part if self.parts[md5][0].startswith(QUARANTINE) else kept_part
         return of_kind(content, selection, forgotten)
 
-    def outputs(self) -> Iterator[tuple[str | None, dict[str, Any]]]:
-        """Every output of the prompt's stages that an index entry (its key comes first) or the ledger names."""
-        for key in self.workspaces.store.list(f"sections/{self.prompt.name}/"):
-            for out in json.loads(self.workspaces.store.get(key))["section"].get("outs", []):
-                if (now := self.rewritten.out(out)) is not None:
-                    yield key, now
-        for entry in self.entries:
-            lock = (entry.body.get("lineage") or {}).get("lock", "")
-            of_prompt = [s for name, s in sections(lock).items() if name.endswith(f"@{self.prompt.name}")]
-            champion = entry.body.get("champion") or {}
-            for out in [*(out for section in of_prompt for out in section.get("outs", [])), *champion.get("outs", [])]:
-                if (now := self.rewritten.out(out)) is not None:
-                    yield None, now
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Key of the section index -> section, of the prompt's stages."""
+        store = self.workspaces.store
+        return {key: json.loads(store.get(key))["section"] for key in store.list(f"sections/{self.prompt.name}/")}
 
     def files(self, md5: str) -> dict[str, str]:
         listed = self.get(md5)
         return {item["relpath"]: item["md5"] for item in json.loads(listed)} if listed is not None else {}
+
+
+def _recorded(rewritten: Rewritten, prompt: str, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    """Every output of a prompt's stages that its ledger names, as it reads now."""
+    for entry in entries:
+        lock = (entry.body.get("lineage") or {}).get("lock", "")
+        of_prompt = [section for name, section in sections(lock).items() if name.endswith(f"@{prompt}")]
+        champion = entry.body.get("champion") or {}
+        yield from rewritten.outs([*(out for section in of_prompt for out in section.get("outs", [])), *champion.get("outs", [])], prompt)
+
+
+def _known(scan: _Scan, found: Plan) -> list[Forgotten]:
+    """By what rows are known that this call forgets, or an earlier one did."""
+    return [found.rows, *found.older, *scan.rewritten.forgotten(found.prompt)]
 
 
 def _plan_parts(scan: _Scan, found: Plan, selection: Selection, forgotten: Sequence[Forgotten]) -> None:
@@ -175,6 +192,7 @@ def _plan_parts(scan: _Scan, found: Plan, selection: Selection, forgotten: Seque
         if part is None:
             continue
         found.parts[md5] = part
+        found.also_in = sorted({*found.also_in, *scan.others.get(md5, ())})
         found.old_paths[md5] = paths
         (found.quarantined if paths[0].startswith(QUARANTINE) else found.ids).update(part.ids)
         found.replaced[md5] = md5_of(part.content) if part.name else None
@@ -186,7 +204,7 @@ def _plan_parts(scan: _Scan, found: Plan, selection: Selection, forgotten: Seque
 
 def _plan_listings(scan: _Scan, found: Plan) -> None:
     for n, (folder, files) in scan.listings.items():
-        touched = {path: md5 for path, md5 in files.items() if md5 in found.parts}
+        touched = {path: md5 for path, md5 in files.items() if path in found.paths}
         if not touched:
             continue
         kinds = {path: "quarantined" if path.startswith(QUARANTINE) else "kept" for path in touched}
@@ -194,7 +212,8 @@ def _plan_listings(scan: _Scan, found: Plan) -> None:
             kind: sum(len(found.parts[md5].removed) for path, md5 in touched.items() if kinds[path] == kind)
             for kind in ("kept", "quarantined")
         }
-        found.replaced[folder] = _listing(found, {found.paths.get(path, path): found.replaced.get(md5, md5) for path, md5 in files.items()})
+        left = {found.paths.get(path, path): found.replaced[md5] if path in touched else md5 for path, md5 in files.items()}
+        found.replaced[folder] = _listing(found, left)
 
 
 def _listing(found: Plan, files: Mapping[str | None, str | None]) -> str:
@@ -206,63 +225,75 @@ def _listing(found: Plan, files: Mapping[str | None, str | None]) -> str:
 
 
 def _plan_derived(scan: _Scan, found: Plan, releases: bool) -> None:
-    """Splits, predictions, probes and releases; rows of an input leave wherever it stands, with its other references."""
+    """Splits, predictions, probes and releases; rows of an input leave wherever it stands, with its other references.
+
+    What the section index alone names is deleted rather than rewritten: with its section, nothing would name what took its place.
+    """
     ids = found.ids | {row for entry in scan.rewritten.entries if entry.body["forget"]["prompt"] == found.prompt for row in _ids(entry)}
-    forgotten = [found.rows, *scan.rewritten.forgotten(found.prompt)]
-    outputs = list(scan.outputs())
     if not ids:
         return
+    forgotten = _known(scan, found)
+    recorded = list(_recorded(scan.rewritten, found.prompt, scan.entries))
+    index = scan.sections()
+    indexed = {key: scan.rewritten.outs(section.get("outs", []), found.prompt) for key, section in index.items()}
+    stay = {out["md5"] for out in recorded}
     holding: dict[str, dict[str, str]] = {}
     folders: dict[str, dict[str, str]] = {}
     trained_on: set[str] = set()
     done: set[str] = set()
-    for _, out in outputs:
+    for out in [*recorded, *(out for made in indexed.values() for out in made)]:
         path, md5 = out["path"].removeprefix(f"artifacts/{found.prompt}/"), out["md5"]
         if md5 in done:
             continue
         done.add(md5)
         if path == "dataset":
-            if _plan_dataset(scan, found, md5, ids, forgotten):
+            if _plan_dataset(scan, found, md5, ids, forgotten, md5 in stay):
                 trained_on.add(md5)
         elif path in ("predictions.parquet", "probes.parquet"):
-            _plan_table(scan, found, path, md5, ids, forgotten)
+            _plan_table(scan, found, path, md5, ids, forgotten, md5 in stay)
         elif path == "release":
             files = folders[md5] = scan.files(md5)
             lines = scan.get(files["examples/rows.jsonl"]) if "examples/rows.jsonl" in files else None
             if lines is not None and holds_examples(lines, ids, forgotten):
                 holding[md5] = files
-    _plan_releases(scan, found, holding, folders, trained_on, releases)
-    found.sections = sorted({key for key, out in outputs if key is not None and out["md5"] in found.replaced})
+    trials: set[str] = set()
+    if releases:
+        before = trained_on | set(scan.rewritten.replaced_in(found.prompt))
+        of_trials = [key for key, section in index.items() if any(dep.get("md5") in before for dep in section.get("deps", []))]
+        trials = {out["md5"] for key in of_trials for out in indexed[key] if out["path"].endswith("/release")} - stay
+    _plan_releases(scan, found, holding, folders, trained_on, trials, releases)
+    found.sections = sorted(key for key, made in indexed.items() if any(out["md5"] in found.replaced for out in made))
 
 
 def _ids(entry: Entry) -> list[str]:
     return list(entry.body["forget"]["ids"])
 
 
-def _plan_table(scan: _Scan, found: Plan, path: str, md5: str, ids: set[str], forgotten: Sequence[Forgotten]) -> str:
-    """md5 of the table without the rows; the same where it has none of them."""
+def _plan_table(scan: _Scan, found: Plan, path: str, md5: str, ids: set[str], forgotten: Sequence[Forgotten], stays: bool) -> str | None:
+    """md5 of the table without the rows; the same where it has none of them, None where nothing is to take its place."""
     if md5 in found.replaced:
-        return found.replaced[md5] or md5
+        return found.replaced[md5]
     content = scan.get(md5)
     left = without_rows(content, ids, forgotten) if content is not None else None
     if left is None:
         return md5
     found.tables.append(path)
-    found.replaced[md5] = md5_of(left)
-    found.made[md5_of(left)] = left
-    return md5_of(left)
+    found.replaced[md5] = md5_of(left) if stays else None
+    if stays:
+        found.made[md5_of(left)] = left
+    return found.replaced[md5]
 
 
-def _plan_dataset(scan: _Scan, found: Plan, md5: str, ids: set[str], forgotten: Sequence[Forgotten]) -> bool:
+def _plan_dataset(scan: _Scan, found: Plan, md5: str, ids: set[str], forgotten: Sequence[Forgotten], stays: bool) -> bool:
     """Whether a release may have been tuned on some of the rows: they stand in the training or validation split."""
     files = scan.files(md5)
-    now = {name: _plan_table(scan, found, f"dataset/{name}", files[name], ids, forgotten) for name in SPLITS if name in files}
+    now = {name: _plan_table(scan, found, f"dataset/{name}", files[name], ids, forgotten, stays) for name in SPLITS if name in files}
     report = scan.get(files["report.json"]) if "report.json" in files else None
     if all(files[name] == now[name] for name in now) and not (report is not None and mentions(report, ids)):
         return False
     found.replaced |= {files[name]: None for name in PAGES if name in files}
     left: dict[str | None, str | None] = {name: now.get(name, of) for name, of in files.items() if name not in PAGES}
-    found.replaced[md5] = _listing(found, left)
+    found.replaced[md5] = _listing(found, left) if stays else None
     return any(files[name] != now[name] for name in now if name != "test.parquet")
 
 
@@ -272,14 +303,17 @@ def _plan_releases(
     holding: Mapping[str, Mapping[str, str]],
     folders: Mapping[str, Mapping[str, str]],
     trained_on: set[str],
+    trials: set[str],
     releases: bool,
 ) -> None:
     now = standing(scan.entries).champion
     champion = now["release"] if now else None
     gone: set[str] = set()
+    for md5 in trials - set(holding):
+        found.releases_tuned[_release(scan, folders[md5], md5)] = "deleted"
+        gone.add(md5)
     for md5, files in holding.items():
-        manifest = scan.get(files["manifest.json"])
-        release = hashlib.sha256(manifest).hexdigest() if manifest is not None else md5
+        release = _release(scan, files, md5)
         found.releases_holding[release] = "champion" if release == champion else "deleted"
         gone |= {md5} if release != champion else set()
     earlier = {r for e in scan.rewritten.entries if e.body["forget"]["prompt"] == found.prompt for r in e.body["forget"]["releases_tuned"]}
@@ -298,6 +332,12 @@ def _plan_releases(
     for md5 in gone:
         own = {of for name, of in folders.get(md5, {}).items() if name in OF_ITS_OWN}
         found.replaced |= dict.fromkeys([md5, *sorted(own - stays)])
+
+
+def _release(scan: _Scan, files: Mapping[str, str], md5: str) -> str:
+    """Id of the release in a folder; the folder's hash where its manifest is gone."""
+    manifest = scan.get(files["manifest.json"]) if "manifest.json" in files else None
+    return hashlib.sha256(manifest).hexdigest() if manifest is not None else md5
 
 
 def append(workspaces: Workspaces, found: Plan, by: str, reason: str) -> Entry:
@@ -320,6 +360,7 @@ def append(workspaces: Workspaces, found: Plan, by: str, reason: str) -> Entry:
         "forget": {
             "prompt": found.prompt,
             "rows": found.rows.to_json(),
+            **({"rows_of_older_parts": [rows.to_json() for rows in found.older]} if found.older else {}),
             "ids": sorted(found.ids),
             "quarantined": sorted(found.quarantined),
             "revisions": {str(n): taken for n, taken in sorted(found.revisions.items())},
@@ -378,15 +419,20 @@ def sweep(store: Store, settings: Settings, rewritten: Rewritten, dry_run: bool 
         if not dry_run:
             store.delete(key)
 
-    gone = set(rewritten.replaced) - {md5 for md5 in rewritten.replaced.values() if md5}
+    caches = (settings.cache, settings.project / ".dvc/cache")
+    old = set(rewritten.replaced) - {md5 for md5 in rewritten.replaced.values() if md5}
+    gone = set(old)
     wanted = {object_key(md5): md5 for md5 in gone}
-    for key in [key for key in store.list(f"{REMOTE}/files/") if key in wanted]:
+    stored = [key for key in store.list(f"{REMOTE}/files/") if key in wanted]
+    if stored or any((cache / object_name(md5)).is_file() for cache in caches for md5 in gone):
+        gone -= _needed(store, settings, rewritten)
+    for key in [key for key in stored if wanted[key] in gone]:
         delete(key)
         done.objects.append(wanted[key])
     indexed = {key for entry in rewritten.entries for key in entry.body["forget"]["sections"]}
     for key in [key for key in (store.list("sections/") if indexed else ()) if key in indexed]:
         # An entry of the same key may have been made since, of other objects.
-        if any(out["md5"] in gone for out in json.loads(store.get(key))["section"].get("outs", [])):
+        if any(out["md5"] in old for out in json.loads(store.get(key))["section"].get("outs", [])):
             delete(key)
             done.sections.append(key)
     latest = {entry.body["forget"]["prompt"]: datetime.fromisoformat(entry.at).timestamp() for entry in rewritten.entries}
@@ -395,7 +441,7 @@ def sweep(store: Store, settings: Settings, rewritten: Rewritten, dry_run: bool 
             if item.modified < moment:  # a later one is of a run without the rows
                 delete(item.key)
                 done.checkpoints.append(item.key)
-    for cache in (settings.cache, settings.project / ".dvc/cache"):
+    for cache in caches:
         for md5 in sorted(gone):
             place = cache / object_name(md5)
             if place.is_file():
@@ -403,3 +449,22 @@ def sweep(store: Store, settings: Settings, rewritten: Rewritten, dry_run: bool 
                     place.unlink()
                 done.cached.append(md5)
     return done
+
+
+def _needed(store: Store, settings: Settings, rewritten: Rewritten) -> set[str]:
+    """Every object that any prompt's data, section index or ledger leads to, as they read now: two prompts on one source have objects in
+    common, and what one of them forgot may be another's still."""
+    objects = Objects(store, settings.cache)
+    named = set()
+    for entry in Ledger(store, DATASET).entries():
+        named |= {out["md5"] for out in outs(rewritten.current(Lineage(entry.body["data"], "", {}, "", False, "")))}
+    keys = [key.split("/") for key in [*store.list("ledger/"), *store.list("sections/")]]
+    for prompt in sorted({name for _, name, *_ in keys} - {DATASET}):
+        named |= {out["md5"] for out in _recorded(rewritten, prompt, Ledger(store, prompt).entries())}
+        for key in store.list(f"sections/{prompt}/"):
+            with suppress(StoreKeyError):  # deleted since it was listed
+                named |= {out["md5"] for out in rewritten.outs(json.loads(store.get(key))["section"].get("outs", []), prompt)}
+    for md5 in [md5 for md5 in named if md5.endswith(".dir")]:
+        with suppress(StoreKeyError):
+            named |= {item["md5"] for item in json.loads(objects.get(md5))}
+    return named

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from retune.data.forgotten import Forgotten
 from retune.data.parts import PartWriter
-from retune.text import clean, redact
+from retune.errors import ConfigError
+from retune.text import CARD, MAIL, PHONE, clean, redact
 
 __all__ = ["Part", "Selection", "holds_examples", "kept_part", "mentions", "quarantine_part", "without_rows"]
 
@@ -30,24 +31,33 @@ class Selection:
     ids: frozenset[str]
     """`OBJECT:ROW`."""
 
+    def __post_init__(self) -> None:
+        for name, value in self.match.items():
+            text, found = redact(value)
+            if any(found.values()) or text.strip() in (MAIL, PHONE, CARD):
+                raise ConfigError(
+                    f"--match {name}: what is kept of a mail address, a phone or card number is {MAIL}, {PHONE} or {CARD}, the same for "
+                    "everybody, so rows cannot be told by it. Name them by --id, or whole texts with a --rows-file"
+                )
+
     def among(self, frame: pd.DataFrame) -> "pd.Series[bool]":
         """Rows of a part that are named, compared as they are kept: redacted, and without regard to white space."""
         found = _row_ids(frame).isin(self.ids)
         if self.match and set(self.match) <= set(frame.columns):
-            wanted = [frame[name].map(_plain) == _plain(redact(value)[0]) for name, value in self.match.items()]
+            wanted = [frame[name].map(_plain) == _plain(value) for name, value in self.match.items()]
             found |= pd.concat(wanted, axis=1).all(axis=1)
         return found
 
     def among_quarantined(self, frame: pd.DataFrame, records: Sequence[Mapping[str, str | None]]) -> "pd.Series[bool]":
-        """Of a malformed record nobody knows the columns: it is named if it holds every value."""
+        """Of a malformed record nobody knows the columns: it is named if the whole of it is the value, or by its id."""
         found = _row_ids(frame).isin(self.ids)
         if not self.match:
             return found
-        wanted = {name: _plain(redact(value)[0]) for name, value in self.match.items()}
+        wanted = {name: _plain(value) for name, value in self.match.items()}
 
         def named(record: Mapping[str, str | None]) -> bool:
             if set(record) == {"raw"}:
-                return all(value in _plain(record["raw"] or "") for value in wanted.values())
+                return all(value == _plain(record["raw"] or "") for value in wanted.values())
             return all(_plain(record.get(name) or "") == value for name, value in wanted.items())
 
         return found | pd.Series([named(record) for record in records], index=frame.index, dtype=bool)
@@ -67,10 +77,14 @@ class Part:
     def ids(self) -> list[str]:
         return list(_row_ids(self.removed))
 
+    def fields(self, inputs: Sequence[str]) -> tuple[str, ...]:
+        """Those of the input fields that the rows have: a part may be older than one. A quarantined record has each or is not known."""
+        return tuple(name for name in inputs if "bucket" not in self.removed or name in self.removed)
+
     def texts(self, inputs: Sequence[str]) -> list[tuple[str, ...]]:
-        """What the rows that left are known by: their input texts, or the whole of a malformed record."""
+        """What the rows that left are known by: the texts of these fields, or the whole of a malformed record."""
         if "bucket" in self.removed:
-            return list(zip(*(self.removed[name] for name in inputs), strict=True)) if set(inputs) <= set(self.removed) else []
+            return list(zip(*(self.removed[name] for name in inputs), strict=True))
         records = [json.loads(record) for record in self.removed["record"]]
         known = [(r["raw"],) if set(r) == {"raw"} else tuple(r.get(name) for name in inputs) for r in records]
         return [texts for texts in known if all(isinstance(text, str) for text in texts)]

@@ -77,9 +77,8 @@ class Objects:
         return data if data is not None and md5_of(data) == md5.removesuffix(".dir") else None
 
     def put(self, content: bytes) -> None:
-        """Puts a file's content into the remote, unless it is there."""
-        if not self._store.exists(key := object_key(md5_of(content))):
-            self._store.put(key, content)
+        """Puts a file's content into the remote, even where it is there: it may be so old that `retune gc` is about to delete it."""
+        self._store.put(object_key(md5_of(content)), content)
 
     def put_listing(self, files: Mapping[str, str]) -> str:
         """Puts DVC's listing of a folder (relative path -> md5) into the remote and returns its hash."""

@@ -25,7 +25,7 @@ class Recorded:
     lineage: Lineage
     """As it reads now: with what took the place of objects that `retune forget` rewrote."""
     rewritten: tuple[str, ...] = ()
-    """What was forgotten of its data, a sentence each."""
+    """What was forgotten of the rows that it follows from, a sentence each."""
 
 
 def champion(store: Store, prompt: str) -> Recorded | None:
@@ -49,7 +49,7 @@ def as_it_reads_now(store: Store, recorded: Recorded) -> Recorded:
             f"name another, see `retune releases {recorded.prompt}`"
         )
     lineage = rewritten.current(recorded.lineage)
-    return replace(recorded, lineage=lineage, rewritten=tuple(rewritten.told(recorded.lineage.revision)))
+    return replace(recorded, lineage=lineage, rewritten=tuple(rewritten.told(recorded.lineage.revision, recorded.prompt)))
 
 
 def find(store: Store, prompts: Iterable[str], beginning: str) -> Recorded:

@@ -111,11 +111,13 @@ class Tracker:
             if not (token := page.token):
                 return
 
-    def delete(self, run_id: str, file: str) -> None:
-        """Removes an artifact, or a folder of them; one that is not there is as good as removed."""
+    def delete(self, run_id: str, file: str) -> bool:
+        """Removes an artifact, or a folder of them; False if it is not there."""
         folder, _, name = file.rpartition("/")
-        if name in {Path(item.path).name for item in self.client.list_artifacts(run_id, folder or None)}:
+        found = name in {Path(item.path).name for item in self.client.list_artifacts(run_id, folder or None)}
+        if found:
             get_artifact_repository(self.client.get_run(run_id).info.artifact_uri).delete_artifacts(file)  # type: ignore[no-untyped-call]
+        return found
 
     @contextmanager
     def working(self, run_id: str, done: bool = False) -> Iterator[None]:

@@ -295,6 +295,8 @@ class Workspaces:
             return lineage
         for content in (written, resolved):
             self.objects.put(content)
+        # The run's first ledger entry may be weeks away, behind tuning and a person's approval: till then this names them.
+        self.store.put(_index("resolve", prompt, sha256_json(section)), json.dumps({"section": section, "machine": {}}).encode())
         return lay(lineage, f"resolve@{prompt.name}", section)
 
     def _stage_objects(self, lineage: Lineage, stage: str, prompt: str) -> Iterator[str]:

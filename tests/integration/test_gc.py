@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from checkouts import environment_of, run
 from small import NAME
 from typer.testing import CliRunner
@@ -61,6 +62,13 @@ def orphans(before: set[str], gone: set[str]) -> set[str]:
 
 
 def test_data_of_every_revision_can_be_pulled_afterwards(kept: Path) -> None:
+    """The store is asked as well: another module may have pulled the data into the checkout's own cache."""
+    store, settings = open_store(Settings.load()), Settings.load()
+    workspaces, rewritten = Workspaces(settings, lambda _: None), Rewritten.of(store)
+    for entry in Ledger(store, "dataset").entries():
+        lineage = rewritten.current(workspaces.lineage(entry.body["data"], entry.n))
+        (listing,) = yaml.safe_load(lineage.data)["outs"]
+        assert workspaces.objects.missing([listing["md5"], *workspaces.files(lineage, "data").values()]) == []
     for n in range(len(Ledger(open_store(Settings.load()), "dataset").entries())):
         laid = CliRunner().invoke(app, ["checkout", "--data", str(n), "--force", "--json"])
         assert laid.exit_code == 0, laid.output

@@ -12,6 +12,7 @@ from retune.cli import app
 from retune.ledger import Ledger
 from retune.registry import RELEASE, Registry
 from retune.settings import Settings
+from retune.tasks.context import Context
 from retune.tasks.forget import PAGES
 from retune.tracking import Tracker
 
@@ -97,6 +98,43 @@ def test_an_active_run_is_not_overtaken(kept: World, tracker: Tracker) -> None:
     assert retune(*NAMED, "--yes", "--force")[0] == 0
 
 
+def test_a_run_that_begins_while_somebody_is_asked_is_not_overtaken(kept: World, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(*_: Any, **__: Any) -> bool:
+        tracker.open("now", "new data · revision 1", {})
+        return True
+
+    monkeypatch.setattr("typer.confirm", answer)
+    before = kept.store.list()
+    code, said = retune(*NAMED)
+    assert code == 1
+    assert "a run of p is active in MLflow" in said
+    assert kept.store.list() == before
+
+
+def test_a_run_whose_failed_task_is_tried_again_is_active(kept: World, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failed try has marked it FAILED; the tasks that log nothing mark it RUNNING no less than the others do."""
+    context = Context.load(kept.prompt)
+    run_id = tracker.open("now", "new data · revision 1", {})
+    with pytest.raises(OSError), context.failing(run_id):
+        raise OSError
+    assert tracker.active() == []
+    monkeypatch.setenv("AIRFLOW_CTX_TRY_NUMBER", "2")
+    with context.failing(run_id):
+        assert [run for run, _ in tracker.active()] == [run_id]
+    assert [run for run, _ in tracker.active()] == [run_id]
+
+
+def test_pages_of_a_run_that_was_active_meanwhile_go_with_finish(kept: World, tracker: Tracker) -> None:
+    """It uploaded them after the first call had cleared the run."""
+    assert retune(*NAMED, "--yes", "--force")[0] == 0
+    run = tracker.find("run 1")
+    assert run is not None
+    tracker.text(run.info.run_id, HERS, "predictions.json")
+    code, said = retune("--finish", "--reason", "request 17", "--json", "--yes")
+    assert (code, said["deleted"]["mlflow_runs"]) == (0, [run.info.run_id])
+    assert artifacts(tracker, "1") == ["decision", "decision/decision.md"]
+
+
 def test_a_person_is_shown_what_goes_and_asked(kept: World, tracker: Tracker) -> None:
     before = kept.store.list()
     code, said = retune(*NAMED, answer="n\n")
@@ -130,6 +168,7 @@ def test_rows_from_a_file_need_the_texts_alone(kept: World, tracker: Tracker, tm
         (["--match", "age=7", "--yes"], "text, label, customer"),
         (["--id", "7", "--yes"], "OBJECT:ROW"),
         (["--match", "customer=hers", "--json"], "--yes"),
+        (["--match", "text=jane@x.org", "--yes"], "--rows-file"),
     ],
 )
 def test_a_wrong_call_is_told_what_is_right(kept: World, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:

@@ -2,21 +2,27 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import yaml
+from checkouts import ROOT
+from forgetting import PROMPT
 from typer.testing import CliRunner
 
 from retune.cli import app
 from retune.collect import ABANDONED, DAY, Collectable, collect, collectable, folders
-from retune.dvc_files import lock_text, md5_of
-from retune.errors import IntegrityError
+from retune.config import load_prompt
+from retune.dvc_files import EMPTY_DATA, lock_text, md5_of, object_name, sections
+from retune.errors import IntegrityError, StageError
 from retune.ledger import Ledger
 from retune.objects import Objects, object_key
 from retune.settings import Settings
 from retune.store import Store, StoreKeyError, open_store
+from retune.workspace import Workspaces
 
 TEN_DAYS = 10 * DAY
 
@@ -119,15 +125,109 @@ def test_checkpoints_go_when_their_run_is_over(store: Store, settings: Settings)
     assert f"checkpoints/p/{running}" not in keys(collectable(store, settings, older_than=ABANDONED + 2 * DAY))
 
 
-@pytest.mark.parametrize("damaged", ["ledger", "listing"])
+@pytest.mark.parametrize("damaged", ["ledger", "listing", "missing listing", "section", "another listing"])
 def test_nothing_goes_while_nobody_can_tell_what_is_named(store: Store, settings: Settings, damaged: str) -> None:
-    listing = Objects(store, settings.cache).put_listing({"p/a.parquet": put(store, settings, b"part")})
+    objects = Objects(store, settings.cache)
+    listing = objects.put_listing({"p/a.parquet": put(store, settings, b"part")})
+    other = objects.put_listing({"p/b.parquet": put(store, settings, b"another")})
     entry = Ledger(store, "dataset").append("revision", "t", "first", {"data": data_dvc(listing)}, None)
     Ledger(store, "dataset").append("revision", "t", "second", {"data": data_dvc(listing)}, entry)
-    store.put("ledger/dataset/00000000.json" if damaged == "ledger" else object_key(listing), b'[{"md5')
+    key = f"sections/p/tune/{'a' * 64}.json"
+    # What a stage read is no object: a folder of code.
+    section = {"deps": [{"path": "src", "md5": "e" * 32 + ".dir"}], "outs": []}
+    store.put(key, json.dumps({"section": section}).encode())
+    age(settings)
+    assert keys(collectable(store, settings)) == {object_key(other), object_key(md5_of(b"another"))}
+    if damaged == "missing listing":
+        store.delete(object_key(listing))
+    elif damaged == "another listing":
+        store.put(object_key(listing), store.get(object_key(other)))
+    else:
+        store.put({"ledger": "ledger/dataset/00000000.json", "section": key}.get(damaged, object_key(listing)), b'[{"md5')
     age(settings)
     with pytest.raises(IntegrityError, match="restore it from a backup"):
         collectable(store, settings)
+
+
+def test_a_history_that_git_cannot_tell_is_not_taken_for_none(store: Store, settings: Settings) -> None:
+    put(store, settings, b"named by a commit, for all that is known")
+    age(settings)
+    (settings.project / ".git").write_text("gitdir: /nowhere")
+    with pytest.raises(StageError, match="nothing is collected"):
+        collectable(store, settings)
+
+
+def test_a_listing_that_a_commit_names_and_nobody_pushed_is_no_damage(store: Store, settings: Settings) -> None:
+    (settings.project / "data.dvc").write_text(data_dvc("f" * 32 + ".dir"))
+    orphan = put(store, settings, b"orphan")
+    age(settings)
+    assert keys(collectable(store, settings)) == {object_key(orphan)}
+
+
+def test_what_a_run_in_flight_resolved_is_named_before_its_first_entry(store: Store, settings: Settings) -> None:
+    """A tuning run and an approval may take weeks; and what an earlier run left may be old when this one puts it again."""
+    write_project(settings)
+    prompt = load_prompt(settings.prompts / "p.yaml")
+    workspaces = Workspaces(settings, lambda _: None)
+    workspaces.objects.put_listing({})
+    Ledger(store, "dataset").append("revision", "t", "first", {"data": EMPTY_DATA}, None)
+    lineage = workspaces.known(prompt, workspaces.lineage(EMPTY_DATA, 0))
+    section = sections(lineage.lock)["resolve@p"]
+    md5s = [section["outs"][0]["md5"], next(dep["md5"] for dep in section["deps"] if dep["path"] == "prompts/p.yaml")]
+    age(settings, ABANDONED)
+    assert keys(collectable(store, settings)) == set()
+    for key in store.list("sections/"):
+        store.delete(key)
+    assert keys(collectable(store, settings)) == {object_key(md5) for md5 in md5s}
+    workspaces.known(prompt, workspaces.lineage(EMPTY_DATA, 0))
+    for key in store.list("sections/"):
+        store.delete(key)
+    assert keys(collectable(store, settings)) == set(), "put again, so young"
+
+
+def write_project(settings: Settings) -> None:
+    (settings.project / "prompts").mkdir()
+    (settings.project / "prompts/p.yaml").write_text(yaml.safe_dump(PROMPT))
+    (settings.project / "requirements.lock").write_text("")
+    shutil.copy(ROOT / "dvc.yaml", settings.project)
+    for dep in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        for path in dep["do"]["deps"]:
+            place = settings.project / path
+            if path.startswith("src/") and not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if (ROOT / path).is_dir() else shutil.copy)(ROOT / path, place)
+
+
+def test_what_is_named_while_a_large_store_is_cleared_stays(store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each batch it is asked anew what is named."""
+    monkeypatch.setattr("retune.collect.BATCH", 1)
+    first, second = sorted((put(store, settings, b"one"), put(store, settings, b"two")))
+    age(settings)
+    planned = collectable(store, settings)
+    real = store.delete
+
+    def delete(key: str) -> None:
+        real(key)
+        store.put(f"sections/p/tune/{'a' * 64}.json", json.dumps({"section": {"outs": [{"path": "y", "md5": second}]}}).encode())
+
+    monkeypatch.setattr(store, "delete", delete)
+    assert keys(collect(store, settings, planned, lambda _: None)) == {object_key(first)}
+    assert store.exists(object_key(second))
+
+
+def test_this_hosts_cache_keeps_what_is_named_and_what_is_young(store: Store, settings: Settings) -> None:
+    kept = put(store, settings, b"kept")
+    (settings.project / "data.dvc").write_text(data_dvc(kept))
+    places = {content: settings.cache / object_name(md5_of(content)) for content in (b"kept", b"hers", b"young")}
+    for content, place in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+        if content != b"young":
+            os.utime(place, (time.time() - TEN_DAYS,) * 2)
+    found = [item for item in collectable(store, settings) if item.kind == "cache"]
+    assert keys(found) == {str(places[b"hers"])}
+    collect(store, settings, found)
+    assert [place.exists() for place in places.values()] == [True, False, True]
 
 
 def test_files_of_others_stay(store: Store, settings: Settings) -> None:
@@ -146,6 +246,21 @@ def test_temporary_folders_of_killed_tasks_go_when_nothing_was_written_in_them_f
         if path != tmp_path / "retune-workspace-used/inner/file":
             os.utime(path, (then, then))
     assert {Path(item.key).name for item in folders(place=tmp_path)} == {"retune-workspace-abc_1", "retune-ingest-x"}
+
+
+def test_a_folder_that_vanishes_while_it_is_looked_at_is_no_failure(tmp_path: Path) -> None:
+    """A task beside removes its own; a dangling entry stands for a file that went between listing and look."""
+    (tmp_path / "retune-artifacts-x").mkdir()
+    then = time.time() - TEN_DAYS
+    os.utime(tmp_path / "retune-artifacts-x", (then, then))
+    assert [Path(item.key).name for item in folders(place=tmp_path)] == ["retune-artifacts-x"]
+    gone = tmp_path / "retune-workspace-y"
+    gone.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        real = Path.is_symlink
+        # The last thing asked of it before it is looked at; on the way there, its task ends.
+        patch.setattr(Path, "is_symlink", lambda path: (path == gone and gone.exists() and gone.rmdir()) or real(path))
+        assert [Path(item.key).name for item in folders(place=tmp_path)] == ["retune-artifacts-x"]
 
 
 def test_a_dry_run_prints_what_would_go_and_deletes_nothing(store: Store, settings: Settings) -> None:

@@ -4,17 +4,21 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from forgetting import ALSO_HERS, BAD, HERS, World, kept, landed, release_id, rows, world
+import yaml
+from forgetting import ALSO_HERS, BAD, HERS, PROMPT, World, folder, kept, landed, parquet, put, release_id, rows, world
 
+from retune.config import load_prompt
 from retune.data.forgotten import Forgotten
 from retune.errors import BadInputError, ConfigError, ConflictError
 from retune.forget import append
+from retune.forget_files import Selection, quarantine_part
 from retune.ledger import Ledger
 from retune.recorded import find, named
 from retune.reproduce import reproduce
@@ -213,6 +217,130 @@ def test_a_release_whose_rows_are_gone_is_not_made_again(kept: World) -> None:
     kept.forget(match={"customer": "hers"})
     with pytest.raises(BadInputError, match="dataset revision 1 was rewritten by forget at revision 2: 3 rows and 1 quarantined of p less"):
         reproduce(kept.workspaces.settings, named(kept.store, "p"))
+
+
+def test_what_the_section_index_alone_names_is_deleted_so_that_a_second_forget_finds_it_all(kept: World) -> None:
+    """Of a run that was never judged: nothing would name the tables that took the place of its tables."""
+    test = pd.DataFrame({"id": ["1:31", "1:3"], "text": [HERS, rows(3, 1)[0][0]], "label": ["high", "low"]})
+    for number, (path, md5) in enumerate([("predictions.parquet", put(kept, parquet(test))), ("dataset", dataset_of(kept, test))]):
+        section = {"cmd": "x", "outs": [{"path": f"artifacts/p/{path}", "hash": "md5", "md5": md5}]}
+        kept.store.put(f"sections/p/evaluate/{number + 7:064x}.json", json.dumps({"section": section, "machine": {}}).encode())
+    kept.forget(match={"customer": "hers"})
+    assert kept.holding("Rose Lane") == []
+    kept.forget(match={"customer": "c3"})
+    assert kept.holding("number 3 of") == []
+
+
+def dataset_of(kept: World, test: pd.DataFrame) -> str:
+    return folder(kept, {"test.parquet": parquet(test), "report.json": b'{"near_duplicate_rows": []}'})
+
+
+def test_a_value_of_which_a_placeholder_is_kept_names_nobody(kept: World) -> None:
+    """It would be everybody's: the placeholder is the same for all."""
+    for value in ("jane@x.org", "+49 30 1234567", "4111 1111 1111 1111", "<mail>", " <phone>"):
+        with pytest.raises(ConfigError, match="--rows-file"):
+            kept.plan(match={"text": value})
+
+
+def test_a_malformed_record_is_named_by_the_whole_of_it() -> None:
+    records = ["4711,hers", "47110,of another"]
+    frame = pd.DataFrame(
+        {"object": [1, 1], "row": [1, 2], "kind": "malformed", "reason": "", "record": [json.dumps({"raw": r}) for r in records]}
+    )
+
+    def gone(match: dict[str, str], ids: frozenset[str] = frozenset()) -> list[str]:
+        part = quarantine_part(parquet(frame), Selection(match, ids), [])
+        return part.ids if part else []
+
+    assert gone({"customer": "4711"}) == []
+    assert gone({"text": "4711,hers"}) == ["1:1"]
+    assert gone({}, frozenset({"1:2"})) == ["1:2"]
+
+
+@pytest.fixture
+def two(kept: World) -> tuple[World, World]:
+    """Another prompt on the same source: its parts are the same bytes. A table of its stages is, too."""
+    (kept.project / "prompts/q.yaml").write_text(yaml.safe_dump({**PROMPT, "name": "q"}))
+    assert ingest("q", "three", "test", log=lambda _: None) is not None
+    other = replace(kept, prompt=load_prompt(kept.project / "prompts/q.yaml"))
+    files = kept.workspaces.files(kept.lineage(2), "data")
+    assert {md5 for path, md5 in files.items() if path.startswith("p/")} == {md5 for path, md5 in files.items() if path.startswith("q/")}
+    (key,) = [key for key in kept.store.list("sections/p/preprocess/") if key.endswith("1.json")]
+    kept.store.put(key.replace("/p/", "/q/"), kept.store.get(key).replace(b"artifacts/p", b"artifacts/q"))
+    return kept, other
+
+
+def test_another_prompt_on_the_source_keeps_what_it_has_until_it_forgets_too(two: tuple[World, World]) -> None:
+    mine, other = two
+
+    def of_q() -> list[str]:
+        objects, found = other.workspaces.objects, []
+        for key in other.store.list("sections/q/"):
+            found += [out["md5"] for out in json.loads(other.store.get(key))["section"]["outs"]]
+        found += [item["md5"] for md5 in found for item in json.loads(objects.get(md5))]
+        return [*found, *other.workspaces.files(other.lineage(2), "data/q").values()]
+
+    before = of_q()
+    found = mine.forget(match={"customer": "hers"})
+    assert found.also_in == ["q"]
+    assert found.revisions[2] == {"kept": 3, "quarantined": 1}
+    assert of_q() == before
+    assert mine.workspaces.objects.missing(before) == []
+    files = mine.workspaces.files(mine.lineage(3), "data")
+    named = {file for prompt in ("p", "q") for record in mine.revisions()[3].body["objects"][prompt].values() for file in record["files"]}
+    assert named == set(files)
+    assert mine.plan(match={"customer": "hers"}).empty
+    found = other.forget(match={"customer": "hers"})
+    assert found.also_in == []
+    assert mine.holding("Rose Lane") == []
+    assert mine.revisions()[-1].body["rows"] == {"p": 55, "q": 55}
+    other.land("a.csv", [*rows(0, 30), (HERS, "high", "hers"), *rows(30, 6)])
+    assert ingest("q", "four", "test", log=lambda _: None) is not None
+    assert mine.holding("Rose Lane") == []
+
+
+def test_a_release_of_another_prompt_or_of_kept_rows_alone_can_be_made_again(kept: World) -> None:
+    """Rows of another prompt, or quarantined ones, are no part of what it follows from."""
+    kept.forget(ids=["1:32"])
+    rewritten = Rewritten.of(kept.store)
+    assert named(kept.store, "p").rewritten == ()
+    assert rewritten.told(1) == ["dataset revision 1 was rewritten by forget at revision 2: 0 rows and 1 quarantined of p less"]
+    kept.forget(match={"customer": "hers"})
+    assert Rewritten.of(kept.store).told(1, "q") == []
+    assert len(named(kept.store, "p").rewritten) == 1
+
+
+def test_trials_that_were_never_judged_go_with_the_releases_that_were(kept: World) -> None:
+    key = kept.store.list("sections/p/preprocess/")[0]
+    (dataset,) = json.loads(kept.store.get(key))["section"]["outs"]
+    trial = folder(
+        kept, {"manifest.json": b"trial", "adapter/adapter_model.safetensors": b"another soft prompt", "prompt.yaml": b"name: p"}
+    )
+    section = {"deps": [dataset], "outs": [{"path": "artifacts/p/release", "hash": "md5", "md5": trial}]}
+    kept.store.put(f"sections/p/tune/{9:064x}.json", json.dumps({"section": section, "machine": {}}).encode())
+    kept.forget(match={"customer": "hers"})
+    assert kept.holding("another soft prompt"), "not asked for"
+    found = kept.forget(releases=True)
+    assert found.releases_tuned[release_id(b"trial")] == "deleted"
+    assert kept.holding("another soft prompt") == []
+    assert kept.workspaces.files(find(kept.store, ["p"], release_id(b"alone")).lineage, "artifacts/p/release").keys() == {
+        "manifest.json",
+        "prompt.yaml",
+    }
+
+
+def test_rows_of_a_part_that_is_older_than_an_input_field_stay_away(kept: World) -> None:
+    """The prompt gets a field that the landed files begin to have."""
+    asks = {**PROMPT, "template": "T: {text} {channel}\nA:"}
+    (kept.project / "prompts/p.yaml").write_text(yaml.safe_dump(asks))
+    again = world(kept.project)
+    found = again.forget(match={"customer": "hers"})
+    assert found.ids == {"1:31", "2:21", "2:22"}
+    place = kept.project / "landing/p/a.csv"
+    place.write_text(f'text,label,customer,channel\n"{HERS}",high,hers,app\n"a new row of somebody else",low,c7,app\n')
+    assert ingest("p", "three", "test", log=lambda _: None) is not None
+    assert again.revisions()[-1].body["objects"]["p"]["a.csv"]["forgotten"] == 1
+    assert again.holding("Rose Lane") == []
 
 
 def test_redaction_white_space_and_entities_make_no_other_digest() -> None:

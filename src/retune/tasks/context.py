@@ -59,7 +59,14 @@ class Context:
 
     @contextmanager
     def failing(self, run_id: str) -> Iterator[None]:
-        """Marks the MLflow run FAILED if the block raises; a task that has nothing to log needs no MLflow otherwise."""
+        """Marks the MLflow run FAILED if the block raises, and RUNNING again before a later try.
+
+        A first try that has nothing to log needs no MLflow otherwise.
+        """
+        if os.environ.get("AIRFLOW_CTX_TRY_NUMBER", "1") != "1":
+            with self.tracker.working(run_id):
+                yield
+            return
         try:
             yield
         except BaseException:

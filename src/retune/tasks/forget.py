@@ -69,12 +69,8 @@ def forget(
     if unknown := sorted(set(selection.match) - set(fields_of(context.prompt).names)):
         names = ", ".join(fields_of(context.prompt).names)
         raise ConfigError(f"--match must name a column that is kept of {name} ({names}), got {', '.join(unknown)}; or name a --rows-file")
-    if not force and (active := context.tracker.active()):
-        listed = ", ".join(f"{run} ({title})" for run, title in active)
-        raise ConflictError(
-            f"a run of {name} is active in MLflow: {listed}. It may write what is to be forgotten: wait for it, then run this again. "
-            "If it was killed and only seems to run, say --force"
-        )
+    if not force:
+        _check_idle(context)
     context.workspaces.log = log
     texts = texts_of(context.prompt, rows_file) if rows_file else []
     entry = None
@@ -86,6 +82,8 @@ def forget(
             break
         if not agree(found):
             raise BadInputError("nothing was forgotten: nobody agreed")
+        if not force:
+            _check_idle(context)  # one may have begun while somebody was asked
         try:
             entry = append(context.workspaces, found, by, reason)
         except ConflictError as lost:
@@ -97,6 +95,15 @@ def forget(
     rewritten = Rewritten.of(context.workspaces.store)
     swept = sweep(context.workspaces.store, context.settings, rewritten)
     return Outcome(found, entry, swept, _clear_runs(context, rewritten), _clear_versions(context, rewritten))
+
+
+def _check_idle(context: Context) -> None:
+    if active := context.tracker.active():
+        listed = ", ".join(f"{run} ({title})" for run, title in active)
+        raise ConflictError(
+            f"a run of {context.prompt.name} is active in MLflow: {listed}. It may write what is to be forgotten: wait for it, then run "
+            "this again. If it was killed and only seems to run, say --force"
+        )
 
 
 def texts_of(prompt: Prompt, file: Path) -> list[tuple[str, ...]]:
@@ -125,9 +132,8 @@ def _clear_runs(context: Context, rewritten: Rewritten) -> list[str]:
     cleared = []
     for run in context.tracker.tagged("retune.dataset_revision", sorted(revisions)):
         now = str(revisions[run.data.tags["retune.dataset_revision"]])
-        if run.data.tags.get(FORGOTTEN) != now:
-            for page in PAGES:
-                context.tracker.delete(run.info.run_id, page)
+        # Whatever the tag says: a run that was active then has written its pages since.
+        if sum(context.tracker.delete(run.info.run_id, page) for page in PAGES):
             context.tracker.tags(run.info.run_id, {FORGOTTEN: now})
             cleared.append(str(run.info.run_id))
     return cleared

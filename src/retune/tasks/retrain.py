@@ -12,6 +12,7 @@ from retune.config import Prompt, override
 from retune.errors import ConfigError
 from retune.evaluation.roles import BASELINE, CANDIDATE, CHAMPION, FEW_SHOT
 from retune.records import Lineage
+from retune.rewritten import Rewritten
 from retune.tasks.context import Context, Json
 from retune.tasks.release import read_release_record
 from retune.workspace import StageRun
@@ -25,7 +26,9 @@ def preprocess(run: Json) -> Json:
     `family`: of the base model, as the methods on offer depend on it."""
     context, run_id = Context.of(run), run["mlflow_run_id"]
     with context.tracker.working(run_id):
-        done = context.workspaces.run("preprocess", context.prompt, Lineage.from_json(run["lineage"]), context.environment())
+        # What was pinned may be gone since: a forget of another prompt's rows rewrote the revision for all.
+        pinned = Rewritten.of(context.workspaces.store).current(Lineage.from_json(run["lineage"]))
+        done = context.workspaces.run("preprocess", context.prompt, pinned, context.environment())
         lineage = done.lineage
         place = f"artifacts/{context.prompt.name}/dataset"
         report = json.loads(context.workspaces.read(lineage, f"{place}/report.json"))
