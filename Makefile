@@ -67,7 +67,7 @@ check: lint  ## Style, types, secrets and fast tests: clean before every commit
 bench: install-dev  ## Measures speed and memory as ratios in one run
 	@$(BIN)/python benchmarks/bench.py
 
-faults: install-dev  ## Does every fault of docs/reliability.md to real components, and writes its table (20 to 30 minutes)
+faults: install-dev  ## Does every fault of docs/reliability.md to real components, and writes its table (long; on a quiet machine)
 	@$(BIN)/python tests/faults/run.py
 
 base-model: install  ## Trains the small base model of the examples anew (one thread; it took 25 minutes on a busy machine)

@@ -4,11 +4,11 @@ Rows of `figure, case, value, low, high, unit`: median, least and most of the in
 benchmarks/results.json and into the table of docs/performance.md.
 
 examples:
-  python benchmarks/bench.py                               all of it, within 40 minutes on 2 cores (`make bench`)
+  python benchmarks/bench.py                               all of it, meant to end within 40 minutes on 2 cores (`make bench`)
   python benchmarks/bench.py --only memory                 one part; its rows take the place of the old ones
   python benchmarks/bench.py --only matmul --only memory   two
   python benchmarks/bench.py --only clinc150               a quarter of an hour, needs what its module says
-  python benchmarks/bench.py --only scale                  a quarter of an hour
+  python benchmarks/bench.py --only scale                  a million rows
   python benchmarks/bench.py --quick                       tiny cases, to see that everything works; writes nothing
 """
 
