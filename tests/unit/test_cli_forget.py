@@ -1,9 +1,11 @@
 """The command `retune forget` with a real MLflow on SQLite: pages of runs, files of versions, questions and exit codes."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from forgetting import HERS, World, kept, landed, release_id
 from typer.testing import CliRunner
@@ -22,9 +24,11 @@ NAMED = ("--match", "customer=hers", "--reason", "request 17", "--by", "anna")
 
 
 @pytest.fixture
-def tracker(kept: World, monkeypatch: pytest.MonkeyPatch) -> Tracker:
+def tracker(kept: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracker]:
     """MLflow with a run on each revision, and one of another time, each with pages that hold a row of hers."""
     uri = Settings.load().tracking_uri
+    # A registry looks a logged model up at the process's own address, which an earlier test may have set.
+    mlflow.set_tracking_uri(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     tracker = Tracker(uri, "p")
@@ -34,7 +38,8 @@ def tracker(kept: World, monkeypatch: pytest.MonkeyPatch) -> Tracker:
             tracker.text(run_id, HERS, page)
         tracker.text(run_id, "figures", "decision/decision.md")
         tracker.close(run_id)
-    return tracker
+    yield tracker
+    mlflow.set_tracking_uri(None)
 
 
 def retune(*arguments: str, answer: str | None = None) -> tuple[int, Any]:
