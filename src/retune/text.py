@@ -36,26 +36,29 @@ _MAIL = re.compile(r"\w[\w.+%'’-]{0,63}@(?:[\w-]{1,63}\.){1,8}(?:xn--[\w-]{1,5
 _DIGIT_GROUPS = re.compile(r"(?<!\d)(?:\d{2,19}(?!\d)[ \u00a0.-]?){1,200}")
 _DIGITS = re.compile(r"\d+")
 _CARD_LENGTHS = (16, 15, 14, 13, 19, 18, 17)
+_PHONE_DIGITS = 7
+"""At least, of a phone number."""
 
 _LEFT = r"(?<![\w#$€£¥+])(?<!\w-)(?<!\d[./,:])"
 _RIGHT = r"(?!\w)(?![-./,:]\d)"
 _EXTENSION = r"(?:\s?(?:x|ext\.?)\s?\d{1,5})?"
 _GAP = r"[ \u00a0.()/-]{0,3}"
 _PHONES = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
+    (part, re.compile(pattern, re.IGNORECASE))
+    for part, pattern in (
         # International: +1 (555) 123-4567, +49 (0)30 1234567, 0044 20 7946 0958
-        rf"(?<!\w)\(?\+\(?1(?:{_GAP}\d){{10}}(?!\d){_EXTENSION}",
-        rf"(?<!\w)\(?\+\(?[1-9](?:{_GAP}\d){{6,14}}(?!\d)",
-        rf"{_LEFT}00[1-9](?:{_GAP}\d){{7,14}}{_RIGHT}",
+        ("+", rf"(?<!\w)\(?\+\(?1(?:{_GAP}\d){{10}}(?!\d){_EXTENSION}"),
+        ("+", rf"(?<!\w)\(?\+\(?[1-9](?:{_GAP}\d){{6,14}}(?!\d)"),
+        ("00", rf"{_LEFT}00[1-9](?:{_GAP}\d){{7,14}}{_RIGHT}"),
         # North American: (555) 123-4567, 555.123.4567, 1-800-555-0199
-        rf"{_LEFT}(?:1[-. ])?(?:\(\d{{3}}\)[-. ]?|\d{{3}}[-. ])\d{{3}}[-. ]\d{{4}}{_EXTENSION}{_RIGHT}",
-        rf"{_LEFT}[2-9]\d{{2}}-\d{{4}}{_RIGHT}",
+        ("", rf"{_LEFT}(?:1[-. ])?(?:\(\d{{3}}\)[-. ]?|\d{{3}}[-. ])\d{{3}}[-. ]\d{{4}}{_EXTENSION}{_RIGHT}"),
+        ("-", rf"{_LEFT}[2-9]\d{{2}}-\d{{4}}{_RIGHT}"),
         # With a trunk zero: 030 1234567, (0171) 123-4567, 06 12 34 56 78, 01711234567
-        rf"{_LEFT}\(?0[1-9]\d{{0,4}}\)?(?:[ \u00a0./-]{{1,3}}\d{{2,8}}){{1,5}}{_RIGHT}",
-        rf"{_LEFT}0[1-9]\d{{8,10}}{_RIGHT}",
+        ("0", rf"{_LEFT}\(?0[1-9]\d{{0,4}}\)?(?:[ \u00a0./-]{{1,3}}\d{{2,8}}){{1,5}}{_RIGHT}"),
+        ("0", rf"{_LEFT}0[1-9]\d{{8,10}}{_RIGHT}"),
     )
 )
+"""Each beside what every text holds that it finds something in."""
 # Any seven digits or more that the words before them call a phone number.
 _CALLED = re.compile(
     r"(\b(?:tele)?phone|\btel|\bmobile|\bcell|\bfax|\bwhatsapp|\bcall|\bring|\breach)"
@@ -136,11 +139,11 @@ def _unescape(match: re.Match[str]) -> str:
 
 def _may_hold(text: str) -> bool:
     """Quickly: whether there is what every mail address, or every number, has."""
-    return "@" in text or _may_hold_number(text)
+    return "@" in text or _digits(text) >= _PHONE_DIGITS
 
 
-def _may_hold_number(text: str) -> bool:
-    return sum(map(len, _DIGITS.findall(text))) >= 7
+def _digits(text: str) -> int:
+    return sum(map(len, _DIGITS.findall(text)))
 
 
 def _redact_visible(text: str, counts: dict[str, int]) -> str:
@@ -150,10 +153,12 @@ def _redact_visible(text: str, counts: dict[str, int]) -> str:
         if "@" in text:
             text, found = _MAIL.subn(MAIL, text)
             counts["mail"] += found
-        if _may_hold_number(text):
-            text = _DIGIT_GROUPS.sub(lambda match: _redact_cards(match[0], counts), text)
-            for pattern in _PHONES:
-                text = pattern.sub(lambda match: _redact_phone(match[0], counts), text)
+        if (digits := _digits(text)) >= _PHONE_DIGITS:
+            if digits >= min(_CARD_LENGTHS):
+                text = _DIGIT_GROUPS.sub(lambda match: _redact_cards(match[0], counts), text)
+            for part, pattern in _PHONES:
+                if part in text:
+                    text = pattern.sub(lambda match: _redact_phone(match[0], counts), text)
             text, found = _CALLED.subn(rf"\1\2{PHONE}", text)
             counts["phone"] += found
         if text == before:

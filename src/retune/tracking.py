@@ -138,9 +138,14 @@ class Tracker:
         self.client.log_batch(run_id, params=[Param(name, value) for name, value in flat.items()])
 
     def metrics(self, run_id: str, values: Mapping[str, float], model_id: str | None = None) -> None:
-        """Values as of now; of a model too, where one is given: its page then shows them."""
+        """Values as of now; of a model too, where one is given: its page then shows them. What stands there is not logged again."""
+        there = set(self.client.get_run(run_id).data.metrics.items())
+        if model_id is not None:
+            there &= {(metric.key, metric.value) for metric in self.client.get_logged_model(model_id).metrics or ()}
         now = int(time.time() * 1000)
-        self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0, model_id=model_id) for name, value in values.items()])
+        new = [Metric(name, value, now, 0, model_id=model_id) for name, value in values.items() if (name, value) not in there]
+        if new:
+            self.client.log_batch(run_id, metrics=new)
 
     def tags(self, run_id: str, values: Mapping[str, Any]) -> None:
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
@@ -154,13 +159,8 @@ class Tracker:
         self.client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
 
     def curve(self, run_id: str, rows: list[dict[str, Any]]) -> None:
-        """Logs what of the curve is not there yet: a stage that ran has streamed it, or part of it where MLflow was away; a restored one
-        has not."""
-        if not rows:
-            return
-        metric = next((m for m in ("validation_loss", "train_loss") if rows[-1].get(m) is not None), None)
-        if metric and any(m.step == int(rows[-1]["step"]) for m in self.client.get_metric_history(run_id, metric)):
-            return
+        """Logs what of the curve is not there yet: a stage that ran has streamed it, or parts of it where MLflow was away or the stage was
+        killed; a restored one has not."""
         names = {name for row in rows for name in row} - {"step", "time"}
         there = {(name, point.step) for name in names for point in self.client.get_metric_history(run_id, name)}
         missing = ({k: v for k, v in row.items() if (k, int(row["step"])) not in there} for row in rows)

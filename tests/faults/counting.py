@@ -3,7 +3,9 @@
 import io
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -15,19 +17,20 @@ from retune.objects import Objects
 from retune.records import Lineage
 from retune.store import Store
 
-__all__ = ["audited", "compared", "in_mlflow", "in_store", "rows"]
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
-CURVE = ("train_loss", "validation_loss")
+__all__ = ["audited", "compared", "in_mlflow", "in_store", "rows"]
 
 
 def in_store(store: Store, prompt: str) -> "Counter[str]":
-    """Objects under their hash (a damaged one under another name), sections, ledger entries, and the rows of the live revision."""
+    """All objects under their hash (a damaged one under another name), and a prompt's sections, entries and rows of the live revision."""
     found: Counter[str] = Counter()
     for key in store.list(f"{REMOTE}/"):
         name = "".join(key.split("/")[-2:]).removesuffix(".dir")
         found[f"object {key}" if store.md5(key) == name else f"damaged object {key}"] += 1
-    found.update(f"section {key}" for key in store.list("sections/"))
-    found.update(f"unused checkpoint {key}" for key in store.list("checkpoints/") if store.get(key))
+    found.update(f"section {key}" for key in store.list(f"sections/{prompt}/"))
+    found.update(f"unused checkpoint {key}" for key in store.list(f"checkpoints/{prompt}/") if store.get(key))
     for ledger in ("dataset", prompt):
         for entry in Ledger(store, ledger).entries():
             champion = (entry.body.get("champion") or {}).get("release", "")
@@ -50,8 +53,10 @@ def rows(store: Store, prompt: str) -> "Counter[str]":
 
 
 def in_mlflow(uri: str, prompt: str) -> "Counter[str]":
-    """Runs with their state, the points of their curves, logged models, versions by release, and where the aliases point."""
+    """Runs with their state, parameters, points of metrics (but the machine's), tags, inputs and artifacts; logged models; versions by
+    release; and where the aliases point."""
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelStatus
 
     client = MlflowClient(tracking_uri=uri)
     found: Counter[str] = Counter()
@@ -59,12 +64,19 @@ def in_mlflow(uri: str, prompt: str) -> "Counter[str]":
     if experiment is None:
         return found
     for run in client.search_runs([experiment.experiment_id], max_results=1000):
-        found[f"run {run.info.run_name} {run.info.status}"] += 1
-        for metric in CURVE:
-            if metric in run.data.metrics:
+        name = run.info.run_name
+        found[f"run {name} {run.info.status}"] += 1
+        found.update(f"parameter {name} {key}={value}" for key, value in run.data.params.items())
+        found.update(f"tag {name} {key}" for key in run.data.tags if key.startswith("retune."))
+        found.update(f"input {name} {given.dataset.name} {given.dataset.digest}" for given in run.inputs.dataset_inputs)
+        found.update(f"artifact {name} {path}" for path in _artifacts(client, run.info.run_id))
+        for metric in run.data.metrics:
+            if not metric.startswith("system/"):
                 points = client.get_metric_history(run.info.run_id, metric)
-                found.update(f"point {run.info.run_name} {metric} {point.step}" for point in points)
-    found.update(f"model {model.status}" for model in client.search_logged_models([experiment.experiment_id], max_results=100))
+                found.update(f"point {name} {metric} {point.step}" for point in points)
+    logged = client.search_logged_models([experiment.experiment_id], max_results=100)
+    # One that a kill left half logged stays PENDING, and nothing is made of it.
+    found["model"] += sum(model.status == LoggedModelStatus.READY for model in logged)
     for version in client.search_model_versions(f"name = '{prompt}'"):
         found[f"version {version.tags.get('retune.release')}"] += 1
     for model in client.search_registered_models(f"name = '{prompt}'"):
@@ -72,6 +84,14 @@ def in_mlflow(uri: str, prompt: str) -> "Counter[str]":
             version = client.get_model_version(prompt, number)
             found[f"alias {alias} {version.tags.get('retune.release')}"] += 1
     return found
+
+
+def _artifacts(client: "MlflowClient", run_id: str, folder: str | None = None) -> Iterator[str]:
+    for item in client.list_artifacts(run_id, folder):
+        if item.is_dir:
+            yield from _artifacts(client, run_id, item.path)
+        else:
+            yield item.path
 
 
 def compared(expected: "Counter[str]", found: "Counter[str]") -> tuple[int, int, str]:

@@ -92,12 +92,15 @@ def _while_tuning(place: Place, worker: Worker, arguments: tuple[Any, ...], disk
     time.sleep(1)
     filler.unlink()
     done = running.wait()
-    first = error_of(done.output) if done.code else "tuning went on without it"
+    went_on = "tuning went on without it"
+    first = error_of(done.output) if done.code else went_on
     if done.code:
         done = worker.start(*arguments).wait()
     lost, doubled, words = compared(expected, in_store(place.opened(), NAME))
     same = done.code == 0 and done.result[0]["lock"] == undisturbed[0]["lock"]
     noted = [line for line in done.output.splitlines() if re.search("was not (saved|stored)", line)][:1]
+    if first == went_on and not noted:
+        raise RuntimeError("no checkpoint met the full disk")
     return Outcome(
         same,
         watch.seconds,

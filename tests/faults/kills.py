@@ -6,7 +6,6 @@ release, every entry, version, run and point of a curve.
 """
 
 import contextlib
-import random
 import shutil
 import subprocess
 from collections import Counter
@@ -70,7 +69,7 @@ def _killed(bench: Bench, task: str, kills: Mapping[str, Sequence[Mapping[str, A
     expected = found.standing()
     lost = doubled = 0
     longest, words, recovered = 0.0, [], True
-    moments = {f"after {(seconds := random.uniform(0.5, 6)):.1f} s": seconds for _ in range(at_random)}
+    moments = {f"after {(seconds := bench.random.uniform(0.5, 6)):.1f} s": seconds for _ in range(at_random)}
     for where, how in {**kills, **moments}.items():
         found.lay(number)
         first, second = found.worker(bench.folder / "first"), found.worker(bench.folder / "second")
@@ -241,7 +240,7 @@ def kill_everywhere(bench: Bench) -> Outcome:
         nonlocal longest, tried
         first, second = workers[tried % 2], workers[1 - tried % 2]
         running = first.start(task, *arguments)
-        _after(running, random.uniform(1.0, 6.0))
+        _after(running, bench.random.uniform(1.0, 6.0))
         died.append(running.process.returncode != 0)
         watch = Stopwatch()
         result = second.run(task, *arguments)
@@ -255,6 +254,8 @@ def kill_everywhere(bench: Bench) -> Outcome:
     promoted = twice("promote", run, evaluated, measured, twice("decide", run, evaluated, measured))
     lost, doubled, words = compared(expected, found.standing())
     problems = audited(found.place.opened(), found.place.prompt_file)
+    if not any(died):
+        raise RuntimeError("every task was done before it was to die")
     return Outcome(
         promoted["release"] == found.steps[-1][2]["release"] and not problems,
         longest,

@@ -10,20 +10,11 @@ from typing import TypedDict
 
 from faults.scenario import SCENARIOS, Row
 
-__all__ = ["NOT_RUN", "PAGE", "RESULTS", "Skipped", "read", "write"]
+__all__ = ["PAGE", "RESULTS", "Skipped", "read", "write"]
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "benchmarks/faults.json", ROOT / "docs/reliability.md"
 BEGIN, END = "<!-- begin: written by make faults -->", "<!-- end: written by make faults -->"
-NO_STACK = "no scenario runs against the stack of docker-compose.yml yet"
-NOT_RUN: dict[tuple[str, str], str] = {
-    ("kill -9 of the worker", "every stage, under Celery"): NO_STACK,
-    ("kill -9 of the scheduler", "under Celery"): NO_STACK,
-    ("Postgres restart", "all"): NO_STACK,
-    ("Redis restart", "all"): NO_STACK,
-    ("S3 answers 503, slowly, resets, truncates", "under Celery"): NO_STACK,
-}
-"""Fault and stage that no scenario does yet -> why. Not run is not passed."""
 
 
 class Skipped(TypedDict):
@@ -91,7 +82,6 @@ def table(results: Results) -> str:
     reasons = {one["name"]: one["reason"] for one in results["not_run"]}
     done = {row["name"] for row in results["rows"]}
     missing = [(s.fault, s.stage, s.did, reasons.get(name, "never run")) for name, s in SCENARIOS.items() if name not in done]
-    missing += [(fault, stage, "", reason) for (fault, stage), reason in NOT_RUN.items()]
     if missing:
         lines += ["", "Not run:", "", "| fault | stage | what would be done | why not |", "|---|---|---|---|"]
         lines += [_line(*each) for each in missing]

@@ -10,6 +10,7 @@ The exit code is 1 if one did not recover, lost or doubled anything, or could no
 """
 
 import argparse
+import random
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="NAME", help="a scenario, or several by a pattern; may be repeated")
     parser.add_argument("--fast", action="store_true", help="those that CI runs too")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the moments that are left to chance; without it another one each time")
     parser.add_argument("--list", action="store_true", help="names, and nothing is run")
     options = parser.parse_args(arguments)
     unknown = [pattern for pattern in options.only or [] if not any(fnmatch(name, pattern) for name in SCENARIOS)]
@@ -46,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     import pytest  # what the S3 server's module raises where it cannot be installed
 
-    bad = 0
+    bad, seed = 0, random.randrange(10**6) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
     report.write(report.read())
-    with tempfile.TemporaryDirectory(prefix="retune-faults-", ignore_cleanup_errors=True) as folder, Bench(Path(folder)) as bench:
+    with tempfile.TemporaryDirectory(prefix="retune-faults-", ignore_cleanup_errors=True) as folder, Bench(Path(folder), seed) as bench:
         for one in chosen:
             begun = time.monotonic()
             try:
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 report.write(report.read(), skipped=report.skipped([one.name], str(reason))[0])
                 print(f"{one.name}: not run: {reason}", flush=True)
                 continue
-            except Exception:  # noqa: BLE001  one scenario's end must not be that of the others
+            except (Exception, pytest.fail.Exception):  # noqa: BLE001  one scenario's end must not be that of the others
                 bad += 1
                 failed = traceback.format_exc()
                 print(f"{one.name}: FAILED\n{failed}", flush=True)

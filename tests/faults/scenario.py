@@ -8,6 +8,7 @@ and MLflow what is missing and what is there twice. What several scenarios need 
 manager that takes a folder, and `bench.shared` enters it once: scenarios against another stack bring theirs in the same way.
 """
 
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -99,25 +100,47 @@ def scenario(name: str, fault: str, stage: str, did: str, fast: bool = False) ->
 class Bench:
     """The folder of the scenario that runs, and what scenarios share. A context manager: its end stops what was started."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, seed: int = 0) -> None:
         self._root = root
+        self.random = random.Random(seed)
+        """For moments that are left to chance."""
         self._running = ExitStack()
         self._shared: dict[Any, Any] = {}
+        self._failed: dict[Any, Exception] = {}
+        self._alone = ExitStack()
         self.folder = root
 
     def __enter__(self) -> "Bench":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._running.close()
+        with self._running:
+            self._alone.close()
 
     def shared(self, start: Callable[["Bench", Path], AbstractContextManager[T]]) -> T:
-        """What the context manager gives, started at the first call. It is handed this bench and a folder of its own."""
+        """What the context manager gives, started at the first call. It is handed this bench and a folder of its own.
+
+        A start that failed is not tried again: its error is raised to every scenario that asks.
+        """
+        return self._started(start, self._running)
+
+    def alone(self, start: Callable[["Bench", Path], AbstractContextManager[T]]) -> T:
+        """As `shared`, for what takes the machine to itself: it ends when the next one starts."""
+        if start not in self._shared:
+            self._alone.close()
+        return self._started(start, self._alone)
+
+    def _started(self, start: Callable[["Bench", Path], AbstractContextManager[T]], until: ExitStack) -> T:
+        if start in self._failed:
+            raise self._failed[start]
         if start not in self._shared:
             folder = self._root / "shared" / start.__name__
-            shutil.rmtree(folder, ignore_errors=True)  # of a start that failed
-            folder.mkdir(parents=True)
-            self._shared[start] = self._running.enter_context(start(self, folder))
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._shared[start] = until.enter_context(start(self, folder))
+            except Exception as error:
+                self._failed[start] = error
+                raise
         found: T = self._shared[start]
         return found
 

@@ -94,6 +94,26 @@ def test_a_curve_of_which_a_part_was_streamed_gets_the_rest(tracker: Tracker) ->
         assert sorted(point.step for point in tracker.client.get_metric_history(run_id, name)) == steps
 
 
+def test_a_curve_with_a_gap_is_filled(tracker: Tracker) -> None:
+    """A stage that is killed after a checkpoint has not sent all that the checkpoint holds; its retry goes on from there to the end."""
+    run_id = tracker.open("gap", "gap", {})
+    log_curve(tracker.client, run_id, [CURVE[0], CURVE[2]])
+    tracker.curve(run_id, CURVE)
+    assert sorted(point.step for point in tracker.client.get_metric_history(run_id, "train_loss")) == [1, 2]
+
+
+def test_a_figure_that_stands_there_is_not_logged_again(tracker: Tracker) -> None:
+    run_id = tracker.open("figures", "figures", {})
+    model = tracker.client.create_logged_model(tracker.experiment_id(), source_run_id=run_id).model_id
+    tracker.metrics(run_id, {"a": 0.1, "b": 2.0})
+    tracker.metrics(run_id, {"a": 0.1, "b": 3.0, "c": 1.0})
+    tracker.metrics(run_id, {"a": 0.1}, model)
+    tracker.metrics(run_id, {"a": 0.1}, model)
+    assert {name: len(tracker.client.get_metric_history(run_id, name)) for name in "abc"} == {"a": 2, "b": 2, "c": 1}
+    assert tracker.client.get_run(run_id).data.metrics == {"a": 0.1, "b": 3.0, "c": 1.0}
+    assert [(metric.key, metric.value) for metric in tracker.client.get_logged_model(model).metrics] == [("a", 0.1)]
+
+
 def test_the_curves_of_a_run_are_those_of_its_trials(tracker: Tracker) -> None:
     parent = tracker.open("with trials", "with trials", {})
     trial = tracker.open("with trials/1", "trial 1: as in the prompt file", {}, parent)

@@ -1,7 +1,7 @@
 """What `retune.text` does to a text, done to a whole column: one pass clears the texts that need nothing, the others go one by one."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from retune.text import clean, normalise, redact
 
-__all__ = ["arrow", "cleaned", "joined", "normalised", "redacted", "texts_of"]
+__all__ = ["arrow", "cleaned", "in_one_text", "joined", "normalised", "redacted", "texts_of"]
 
 # Characters that stand for themselves in any company: printable, no white space, composed whatever stands beside them, and not &.
 # Digits and @ are apart, since they may be part of what is redacted. No text outside these ranges is wrong for it, only slower.
@@ -60,6 +60,14 @@ def joined(columns: "list[pd.Series[Any]]", separator: str) -> list[bytes]:
     """The cells of each row in UTF-8, with the separator between them."""
     texts = [arrow(column) for column in columns]
     return list(pc.binary_join_element_wise(*texts, pa.scalar(separator, texts[0].type)).cast(pa.large_binary()).to_pylist())
+
+
+def in_one_text(rows: pd.DataFrame, inputs: Sequence[str]) -> "pd.Series[Any]":
+    """Each row's inputs, one to a line; a single input as it is, not a copy."""
+    text = rows[inputs[0]]
+    for name in inputs[1:]:
+        text = text + "\n" + rows[name]
+    return text
 
 
 def texts_of(column: "pd.Series[Any]") -> Iterator[str]:

@@ -115,9 +115,8 @@ def _sets(texts: Iterable[str]) -> tuple[Ints, Any]:
     text_of, shingle = _numbered(words, counts)
     del words
     # By shingle, then by text: the same shingle twice in a text stands side by side.
-    order = np.argsort(shingle, kind="stable")
-    shingle, text_of = shingle[order], text_of[order]
-    del order
+    text_of = text_of[np.argsort(shingle, kind="stable")]
+    shingle.sort()
     once = np.ones(len(shingle), dtype=bool)
     once[1:] = (shingle[1:] != shingle[:-1]) | (text_of[1:] != text_of[:-1])
     shingle, text_of = shingle[once], text_of[once]
@@ -154,20 +153,23 @@ def _words(texts: Iterable[str]) -> tuple[npt.NDArray[np.int32], Ints]:
 def _numbered(words: npt.NDArray[np.int32], counts: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
     """Text and number of each shingle, text by text; a text of fewer than 3 words has these as its shingles."""
     most = int(words.max(initial=0)) + 1
-    starts = np.cumsum(counts) - counts
-    text_of, number = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)]
-    thirds = [np.zeros(0, dtype=np.int32)]
+    starts, lengths = np.cumsum(counts) - counts, np.where(counts < 3, counts, counts - 2)
     fits = most**3 < 2**63
+    text_of, number = np.empty(lengths.sum(), dtype=np.int32), np.empty(lengths.sum(), dtype=np.int64)
+    thirds = np.empty(0 if fits else len(number), dtype=np.int32)
+    at = 0
     for first in range(0, len(counts), _TEXTS):
         block = slice(first, first + _TEXTS)
         texts, pairs, third = _triples(words, counts[block], starts[block], most)
-        text_of.append(texts + np.int32(first))
-        number.append(pairs * most + third if fits else pairs)
-        thirds.append(third[:0] if fits else third)
+        here = slice(at, at + len(texts))
+        text_of[here] = texts + np.int32(first)
+        number[here] = pairs * most + third if fits else pairs
+        thirds[here] = third[:0] if fits else third
+        at = here.stop
     if fits:
-        return np.concatenate(text_of), np.concatenate(number)
+        return text_of, number
     # So many words that a number for every three of them would not fit: the pairs that there are get numbers of their own.
-    return np.concatenate(text_of), np.unique(np.concatenate(number), return_inverse=True)[1] * most + np.concatenate(thirds)
+    return text_of, np.unique(number, return_inverse=True)[1] * most + thirds
 
 
 def _triples(words: npt.NDArray[np.int32], counts: Ints, starts: Ints, most: int) -> tuple[npt.NDArray[np.int32], Ints, Any]:

@@ -1,6 +1,6 @@
 """From all landed rows to the three splits. Landing more never moves nor removes a row that was kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from retune.config import Prompt
 from retune.data.augment import augment
-from retune.data.columns import cleaned, texts_of
+from retune.data.columns import cleaned, in_one_text, texts_of
 from retune.data.duplicates import jaccard, resolve, shingles
 from retune.data.parts import in_order
 from retune.data.report import build_report
@@ -50,9 +51,12 @@ def preprocess(parts: pd.DataFrame, prompt: Prompt, token_lengths: TokenLengths 
     landed = rows["object"]
     unique, contradictions = _one_each(rows, prompt)
     del rows
-    resolution = resolve(texts_of(unique["text_of_row"]), texts_of(unique["split"]), prompt.preprocess.near_duplicate)
+    pa.default_memory_pool().release_unused()  # else what Arrow keeps of it stands beside what the search for near-duplicates takes
+    texts = texts_of(in_one_text(unique, prompt.inputs))
+    resolution = resolve(texts, texts_of(unique["split"]), prompt.preprocess.near_duplicate)
+    del texts
     unique["group"] = unique["id"].take(resolution.group).array
-    near = _near(unique, resolution.blocker)
+    near = _near(unique, resolution.blocker, prompt.inputs)
     kept = unique[resolution.blocker < 0]
     del unique
     report = build_report(
@@ -60,10 +64,11 @@ def preprocess(parts: pd.DataFrame, prompt: Prompt, token_lengths: TokenLengths 
         kept=kept,
         near_duplicates=near,
         contradictions=contradictions,
+        inputs=prompt.inputs,
         classes=tuple(prompt.labels),
         target=prompt.target,
         slices=tuple(prompt.slices),
-        tokens=_tokens(kept["text_of_row"], token_lengths) if token_lengths is not None and len(kept) else None,
+        tokens=_tokens(in_one_text(kept, prompt.inputs), token_lengths) if token_lengths is not None and len(kept) else None,
         max_tokens=prompt.preprocess.max_tokens,
     )
     columns = list(dict.fromkeys(["id", "group", *prompt.inputs, prompt.target, *prompt.slices]))
@@ -77,7 +82,7 @@ def preprocess(parts: pd.DataFrame, prompt: Prompt, token_lengths: TokenLengths 
 
 
 def _prepare(parts: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
-    """The landed rows in order, cleaned, with `split`, `id` and `text_of_row`, the inputs in one text."""
+    """The landed rows in order, cleaned, with `split` and `id`."""
     wanted = list(dict.fromkeys(["object", "row", "bucket", *prompt.inputs, prompt.target, *prompt.slices]))
     free = list(prompt.inputs) if prompt.labels else [*prompt.inputs, prompt.target]
     if missing := [name for name in wanted if name not in parts.columns or (name in free and parts[name].isna().any())]:
@@ -90,9 +95,6 @@ def _prepare(parts: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
         rows[name] = cleaned(rows[name])
     rows["split"] = split_names(rows["bucket"], prompt.preprocess.splits)
     rows["id"] = rows["object"].astype("str") + ":" + rows["row"].astype("str")
-    rows["text_of_row"] = rows[prompt.inputs[0]]
-    for name in prompt.inputs[1:]:
-        rows["text_of_row"] = rows["text_of_row"] + "\n" + rows[name]
     return rows
 
 
@@ -135,11 +137,13 @@ def _one_per_input(rows: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
     return rows.assign(**{prompt.target: joined.astype("str")}).drop_duplicates(inputs, ignore_index=True)
 
 
-def _near(unique: pd.DataFrame, blocker: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+def _near(unique: pd.DataFrame, blocker: npt.NDArray[np.int64], inputs: Sequence[str]) -> list[dict[str, Any]]:
     """The rows that leave, each beside the row that it is near to."""
     removed = np.flatnonzero(blocker >= 0)
-    shown = ["id", "split", "text_of_row"]
-    leaving, staying = (unique[shown].take(places).itertuples(index=False, name=None) for places in (removed, blocker[removed]))
+    leaving, staying = (
+        zip(rows["id"], rows["split"], in_one_text(rows, inputs), strict=True)
+        for rows in (unique.take(places) for places in (removed, blocker[removed]))
+    )
     return [
         {
             "id": one,
@@ -154,10 +158,10 @@ def _near(unique: pd.DataFrame, blocker: npt.NDArray[np.int64]) -> list[dict[str
     ]
 
 
-def _tokens(column: "pd.Series[str]", token_lengths: TokenLengths) -> list[int]:
+def _tokens(column: "pd.Series[str]", token_lengths: TokenLengths) -> npt.NDArray[np.int64]:
     """Counted some texts at a time: the tokens themselves take many times the memory of the texts."""
     texts = texts_of(column)
-    lengths: list[int] = []
+    lengths = [np.zeros(0, dtype=np.int64)]
     while some := list(islice(texts, _TEXTS)):
-        lengths += token_lengths(some)
-    return lengths
+        lengths.append(np.array(token_lengths(some), dtype=np.int64))
+    return np.concatenate(lengths)
