@@ -18,7 +18,7 @@ from typing import Any
 from faults.counting import audited, compared, in_mlflow, in_store
 from faults.places import NAME, Place, folder_place, trigger
 from faults.scenario import Bench, Outcome, Stopwatch, scenario
-from faults.workers import Task, Worker, kill_at
+from faults.workers import Task, Worker, kill_at, try_of
 
 STAGE_RUNS = "retune.child:run_guarded"
 """Where a task starts a process of its own: DVC with the stage in it, or the measurement."""
@@ -75,7 +75,7 @@ def _killed(bench: Bench, task: str, kills: Mapping[str, Sequence[Mapping[str, A
         first, second = found.worker(bench.folder / "first"), found.worker(bench.folder / "second")
         _kill(first, name, arguments, how)
         watch = Stopwatch()
-        again = second.start(name, *arguments).wait()
+        again = second.start(name, *arguments, more=try_of(2)).wait()
         longest = max(longest, watch.seconds)
         missing, extra, differences = compared(expected, found.standing())
         left = first.left() + second.left()
@@ -243,7 +243,7 @@ def kill_everywhere(bench: Bench) -> Outcome:
         _after(running, bench.random.uniform(1.0, 6.0))
         died.append(running.process.returncode != 0)
         watch = Stopwatch()
-        result = second.run(task, *arguments)
+        result = second.run(task, *arguments, more=try_of(2))
         longest, tried = max(longest, watch.seconds), tried + 1
         return result
 

@@ -18,7 +18,7 @@ from fault_proxy import Fault
 from faults.counting import audited, compared, in_store
 from faults.places import NAME, Place, bucket_place, checkout, s3_and_proxy
 from faults.scenario import Bench, Outcome, Stopwatch, scenario
-from faults.workers import Done, Worker
+from faults.workers import Done, Worker, try_of
 from retune.ledger import Ledger
 from retune.store import Store, open_store
 
@@ -74,7 +74,7 @@ def tried(worker: Worker, arguments: list[Any], lift: Any, tries: int = TRIES) -
     for number in range(tries + 1):
         if number == tries or (errors and errors[-1].split(":")[0] in FINAL):
             lift()
-        done.append(worker.start(task, *rest, more={"RETUNE_CHECKPOINT_SECONDS": "0"}).wait())
+        done.append(worker.start(task, *rest, more={"RETUNE_CHECKPOINT_SECONDS": "0", **try_of(number + 1)}).wait())
         if done[-1].code == 0:
             break
         errors.append(error_of(done[-1].output))

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["Done", "Task", "TaskFailed", "Worker", "kill_at", "wait_at"]
+__all__ = ["Done", "Task", "TaskFailed", "Worker", "kill_at", "try_of", "wait_at"]
 
 PATIENCE = 900.0
 """Seconds that any one task may take; a whole undisturbed run is one, on a machine that others use too."""
@@ -35,6 +35,11 @@ def kill_at(place: str, when: str = "before", call: int = 1, seconds: float = 0.
 def wait_at(place: str, file: Path, when: str = "before", call: int = 1) -> dict[str, Any]:
     """Waits there for `file`.go; `file`.reached says that it does."""
     return {"place": place, "when": when, "call": call, "do": "wait", "file": str(file)}
+
+
+def try_of(number: int) -> dict[str, str]:
+    """What Airflow tells a task of its tries; the first is 1."""
+    return {"AIRFLOW_CTX_TRY_NUMBER": str(number)}
 
 
 @dataclass(frozen=True)
