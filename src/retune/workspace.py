@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -133,21 +133,29 @@ class Workspaces:
             with self._checkpoints(folder, stage, prompt, key) as (more, on_line):
                 commands = ["repro", "--pull", "--no-run-cache", "-s", name], ["push", "-q", name]
                 begun = time.monotonic()
-                self._dvc(folder, *commands, environment={**(environment or {}), **more}, on_line=on_line)
+                try:
+                    self._dvc(folder, *commands, environment={**(environment or {}), **more}, on_line=on_line)
+                except StageError:  # DVC trusts a listing that its cache has, and fails where it cannot read it
+                    lock = folder / "dvc.lock"
+                    section = sections(lock.read_text("utf-8")).get(name, {}) if lock.is_file() else {}
+                    self._check_outputs(name, [out["md5"] for out in section.get("outs", ())])
+                    raise
             executed = {**machine(), "seconds": round(time.monotonic() - begun, 2)}
             known = {"section": sections((folder / "dvc.lock").read_text("utf-8"))[name], "machine": executed}
             laid = _with(lineage, stage, prompt.name, known)
             made = list(self._stage_objects(laid, stage, prompt.name))
-            if damaged := self.objects.drop_damaged(made):
-                raise StageError(
-                    f"this host's cache held a damaged copy of {damaged[0]}, which {name} made again; it is removed: run it again"
-                )
+            self._check_outputs(name, made)
             for md5 in made:
                 self.objects.verify(md5)
             if self._key(stage, prompt, lineage) != key:
                 raise StageError(f"the code or files that {name} depends on changed while it ran; run it again")
             self.store.put(index, json.dumps(known).encode())
         return StageRun(laid, key, False, time.monotonic() - start)
+
+    def _check_outputs(self, name: str, made: Iterable[str]) -> None:
+        """Raises StageError if the host's cache holds other bytes under the name of what a stage made; they are removed."""
+        if damaged := self.objects.drop_damaged(made):
+            raise StageError(f"this host's cache held a damaged copy of {damaged[0]}, which {name} made again; it is removed: run it again")
 
     def execute(self, prompt: Prompt, lineage: Lineage, environment: Mapping[str, str]) -> Lineage:
         """Preprocesses and tunes from the lineage's data, whatever was done before; returns the lineage that this makes.

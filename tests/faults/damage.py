@@ -9,6 +9,7 @@ from faults.kills import Undisturbed, undisturbed
 from faults.places import NAME, trigger
 from faults.scenario import Bench, Outcome, Stopwatch, scenario
 from faults.storage import by_itself, error_of, tried
+from faults.workers import try_of
 from retune.dvc_files import REMOTE
 
 
@@ -115,7 +116,7 @@ def cut_store_object(bench: Bench) -> Outcome:
     refused = worker.start(task, *arguments).wait()
     told = error_of(refused.output)
     place.write_bytes(whole)
-    done = worker.start(task, *arguments).wait()
+    done = worker.start(task, *arguments, more=try_of(2)).wait()
     lost, doubled, words = compared(expected, found.standing())
     named = refused.code != 0 and md5[2:] in refused.output
     return Outcome(

@@ -80,7 +80,7 @@ def promote(run: Json, evaluated: list[Json], measured: Json, decided: Json, ans
             raise ConfigError(
                 "the release was tuned from a checkout with uncommitted changes; commit them and retrain, or unset RETUNE_REQUIRE_CLEAN"
             )
-        judged = decided["judged"]
+        judged = decided.get("judged", {})  # nothing where the run was decided before, and is done again: its entry is found below
         if decided["ask"]:
             judged = _answered(context, run, judged, *_verdict_of(answer, context.prompt))
         for _ in range(ATTEMPTS):
