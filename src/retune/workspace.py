@@ -128,14 +128,19 @@ class Workspaces:
             else:
                 self.log(f"{name}: restored by key {key[:12]}, nothing executed")
                 return StageRun(laid, key, True, time.monotonic() - start)
-        self._check_cache(lineage, *filter(lambda path: not self._is_code(path), self._stage(stage, prompt.name)["deps"]))
+        inputs = [path for path in self._stage(stage, prompt.name)["deps"] if not self._is_code(path)]
+        self._check_cache(lineage, *inputs)
         with self._workspace(lineage, prompt, stage) as folder:
             with self._checkpoints(folder, stage, prompt, key) as (more, on_line):
                 commands = ["repro", "--pull", "--no-run-cache", "-s", name], ["push", "-q", name]
                 begun = time.monotonic()
                 try:
                     self._dvc(folder, *commands, environment={**(environment or {}), **more}, on_line=on_line)
-                except StageError:  # DVC trusts a listing that its cache has, and fails where it cannot read it
+                except StageError as error:
+                    if "Checkout failed" in str(error):  # DVC does not say which object of the store is damaged
+                        for md5 in (md5 for path in inputs for md5 in self.files(lineage, path).values()):
+                            self.objects.get(md5)
+                    # It trusts a listing that its cache has, and fails where it cannot read it.
                     lock = folder / "dvc.lock"
                     section = sections(lock.read_text("utf-8")).get(name, {}) if lock.is_file() else {}
                     self._check_outputs(name, [out["md5"] for out in section.get("outs", ())])
