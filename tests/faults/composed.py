@@ -1,7 +1,6 @@
 """The stack of docker-compose.yml (compose_stack): workers, scheduler, Postgres, Redis, MLflow and the object store die under a run."""
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +13,13 @@ import yaml
 from compose_stack import Stack, compose_stack, compose_variables, production_project
 
 from faults.places import BATCH, checkout
-from faults.runs import RUN, Running, disturbed, lay_prompts, until
+from faults.runs import RUN, STORED, Running, disturbed, lay_prompts, until
 from faults.scenario import Bench, Outcome, Stopwatch, scenario
 from retune.store import open_store, s3_client
 
 PREFIX = "compose-"
 HEARTBEATS = "60"
 """Seconds without a heartbeat after which the scheduler gives a task up; 300 by default, which a scenario would wait for at each kill."""
-STORED = "checkpoint of step"
 STAGES = ("resolve", "preprocess", "tune", "evaluate", "measure", "decide", "promote")
 
 
@@ -56,7 +54,6 @@ def composed(bench: Bench, folder: Path) -> Iterator[Composed]:
         if not any(STORED.encode() in worker.log.read_bytes() for worker in stack.of("worker-gpu")):
             raise RuntimeError("no worker has printed that a checkpoint was stored: moments cannot be told")
         yield running
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def instances(running: Composed, dag: str, task: str) -> list[dict[str, Any]]:

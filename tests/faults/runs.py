@@ -29,10 +29,12 @@ from retune.objects import Objects, object_key
 from retune.recorded import champion
 from retune.store import Store
 
-__all__ = ["RUN", "UNDISTURBED", "Running", "dag_of", "disturbed", "ended", "lay_prompts", "own_prompt", "until"]
+__all__ = ["RUN", "STORED", "UNDISTURBED", "Running", "dag_of", "disturbed", "ended", "lay_prompts", "own_prompt", "until"]
 
 UNDISTURBED = "undisturbed"
 RUN = "the-run"
+STORED = "checkpoint of step"
+"""Stands in a task's log once a checkpoint is stored."""
 PATIENCE = 900.0
 TENSORS = "adapter/adapter_model.safetensors"
 NO_CACHE = Path("/nonexistent")
@@ -61,7 +63,7 @@ class Running:
         for dag in ("ingest", dag_of(UNDISTURBED)):
             self.airflow.wait_for_dag(dag, 120)
             self.airflow.trigger(dag, RUN, {})
-            if (state := ended(self, dag, RUN)) != "success":
+            if (state := ended(self, dag)) != "success":
                 raise RuntimeError(f"the undisturbed run of {dag} ended with {state}")
         with self.at_hand():
             self.expected, self.tensors = self.standing(UNDISTURBED), self.tensors_of(UNDISTURBED)
@@ -134,8 +136,9 @@ def lay_prompts(folder: Path, prefix: str, landing: str) -> list[str]:
     return names
 
 
-def ended(running: Running, dag: str, run_id: str) -> str:
-    return str(until(lambda: (state := running.airflow.run(dag, run_id)["state"]) in FINISHED and state, f"{run_id} of {dag} ended"))
+def ended(running: Running, dag: str) -> str:
+    """The state in which the run ended."""
+    return str(until(lambda: (state := running.airflow.run(dag, RUN)["state"]) in FINISHED and state, f"the run of {dag} ended"))
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
@@ -158,7 +161,7 @@ def disturbed(bench: Bench, running: Running, fault: Callable[[str], tuple[Stopw
     running.airflow.wait_for_dag(dag, 120)
     running.airflow.trigger(dag, RUN, {})
     watch, told = fault(dag)
-    state = ended(running, dag, RUN)
+    state = ended(running, dag)
     seconds = watch.seconds
     with running.at_hand():
         lost, doubled, differences = compared(running.expected, running.standing(prompt))

@@ -15,7 +15,7 @@ import pytest
 from checkouts import copy_project
 
 from faults.places import BATCH, checkout
-from faults.runs import RUN, Running, disturbed, ended, lay_prompts, until
+from faults.runs import RUN, STORED, Running, disturbed, ended, lay_prompts, until
 from faults.scenario import Bench, Outcome, Stopwatch, scenario
 from retune.local import start, stop
 from retune.local.airflow_api import Airflow
@@ -72,7 +72,7 @@ def task_process(running: Running, dag: str, module: str = "tune") -> psutil.Pro
 
     def printed() -> list[str]:
         tasks = [task for task in running.airflow.tasks(dag, RUN) if task.task == module]
-        return [line for task in tasks for line in running.airflow.log_lines(dag, RUN, task) if "checkpoint of step" in line]
+        return [line for task in tasks for line in running.airflow.log_lines(dag, RUN, task) if STORED in line]
 
     process: psutil.Process = until(found, f"the stage of {module} ran")
     if module == "tune":
@@ -202,7 +202,7 @@ def trigger_twice(bench: Bench) -> Outcome:
     def fault(dag: str) -> tuple[Stopwatch, str]:
         watch = Stopwatch()
         running.airflow.trigger(dag, RUN, {})
-        ended(running, dag, RUN)
+        ended(running, dag)
         running.airflow.trigger(dag, RUN, {})
         return watch, "the second and third triggers found the run"
 
