@@ -19,6 +19,7 @@ from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel
 from retune.inference.decoder import answer_losses
 from retune.inference.inputs import EncodedRow, pack
+from retune.inference.precision import fast_bf16, multiply_in_fp32
 
 __all__ = [
     "LEARNING_RATE",
@@ -71,7 +72,10 @@ def random_model(size: str, vocab: int, dtype: torch.dtype = torch.float32) -> L
 
 
 def random_base(size: str, vocab: int, dtype: torch.dtype = torch.float32) -> BaseModel:
-    return BaseModel(random_model(size, vocab, dtype), SimpleNamespace(eos_token_id=None), "", "")
+    model = random_model(size, vocab, dtype)
+    if dtype == torch.bfloat16 and not fast_bf16():  # as a model is loaded
+        multiply_in_fp32(model)
+    return BaseModel(model, SimpleNamespace(eos_token_id=None), "", "")
 
 
 def body_parameters(base: BaseModel) -> int:

@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from retune.config import canonical_json
 from retune.errors import BadInputError, ConfigError
+from retune.inference.precision import fast_bf16, multiply_in_fp32
 from retune.policy import BaseModelRef
 
 __all__ = [
@@ -53,6 +55,8 @@ VOCABULARIES = ("vocab.json", "merges.txt", "tokenizer.model", "vocab.txt", "spi
 """Files that decide how text becomes tokens, where there is no tokenizer.json."""
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 VARIABLE = "RETUNE_BASE_MODELS"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,8 @@ class BaseModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
-        return dtype
+        """Of the hidden states."""
+        return self.embed(torch.zeros(0, dtype=torch.long, device=self.device)).dtype
 
     @property
     def device(self) -> torch.device:
@@ -197,7 +200,7 @@ def load_base(path: Path, sha256: str | None = None, device: str | None = None, 
 
     sha256: the folder's hash as already verified; None: computed here over the whole folder. device: cpu, cuda, cuda:N or sharded;
     None: what RETUNE_DEVICE says, else the GPU if there is one.
-    dtype: of the weights.
+    dtype: of the weights. Where the processor multiplies bf16 no faster than fp32, it does so in fp32.
 
     Raises BadInputError if the architecture is unknown, weights are missing, or the tokenizer has no `tokenizers` backend.
     """
@@ -227,6 +230,9 @@ def load_base(path: Path, sha256: str | None = None, device: str | None = None, 
         raise BadInputError(f"{path}: the tokenizer must have a tokenizers backend (tokenizer.json), got {type(tokenizer).__name__}")
     if place != "sharded":
         model = model.to(place)
+    if dtype == torch.bfloat16 and place == "cpu" and not fast_bf16():
+        logger.warning("bf16 weights are multiplied in fp32: this processor is no faster in bf16")
+        multiply_in_fp32(model)
     return BaseModel(model.eval().requires_grad_(False), tokenizer, sha256, tokenizer_sha256(path))
 
 

@@ -188,9 +188,9 @@ def run_pass(base: BaseModel, vectors: torch.Tensor, positions: torch.Tensor, ov
 
 
 def _head(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight [V, H] and bias [V] of the output embedding."""
+    """Weight [V, H] and bias [V] of the output embedding, of the hidden states' type."""
     head = base.model.get_output_embeddings()
-    return head.weight, head.bias
+    return head.weight.to(base.dtype), head.bias
 
 
 def _at(prefix: Prefix | None, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
