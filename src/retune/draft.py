@@ -97,7 +97,7 @@ def _columns(path: Path, form: str) -> tuple[Column, ...]:
     with open_bytes(path, bool(gz)) as stream:
         lines = first_lines(read_lines(stream, find_encoding(path, bool(gz), None).name))
     if suffix == "jsonl":
-        return _fields([line.text for line in lines if line.text.strip()])
+        return _fields([line for line in lines if line.strip()])
     dialect, _ = sniff(lines, suffix=suffix, columns={}, target="", labels=(), delimiter=None, quote=None, header=True)
     records = [record.fields for record in assemble(lines, dialect.delimiter, dialect.quote, None)]
     return (dialect.names or ()) if _is_header(records) else tuple(range(dialect.width))

@@ -31,6 +31,8 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
+_JOINER = "\u034f"
+
 # Bounded repetition keeps each pattern linear on long runs of one character.
 _MAIL = re.compile(r"\w[\w.+%'’-]{0,63}@(?:[\w-]{1,63}\.){1,8}(?:xn--[\w-]{1,59}|[^\W\d_]{2,24})")
 _DIGIT_GROUPS = re.compile(r"(?<!\d)(?:\d{2,19}(?!\d)[ \u00a0.-]?){1,200}")
@@ -74,10 +76,11 @@ _DOTTED_QUAD = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 def normalise(text: str) -> str:
     """NFC, entities unescaped, control and zero-width characters removed, white space runs to one space, stripped. Idempotent."""
     while True:
-        before = text
-        text = " ".join(_reveal(text).split())
-        if text == before:
-            return text
+        revealed = _reveal(text)
+        spaced = " ".join(revealed.split())
+        if revealed == text:  # only white space changed, if anything: nothing new can come to light
+            return spaced
+        text = spaced
 
 
 def redact(text: str) -> tuple[str, dict[str, int]]:
@@ -122,7 +125,9 @@ def _reveal(text: str) -> str:
         before = text
         if "&" in text:
             text = _ENTITY.sub(_unescape, _AMPERSANDS.sub("&", text))
-        text = _composed(_INVISIBLE.sub("", text))
+        if not text.isprintable() or _JOINER in text:  # what is invisible is not printable, but for one; this look costs next to nothing
+            text = _INVISIBLE.sub("", text)
+        text = _composed(text)
         if text == before:
             return text
     return _composed(_ENTITY.sub(" ", text))

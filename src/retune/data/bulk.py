@@ -7,6 +7,7 @@ right beside delimiters. No result depends on which way a record went.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,12 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from retune.data.dialect import Assembler, Dialect, Record
+from retune.data.encoding import CutLine
 
 __all__ = ["Batch", "can_parse", "read_batches"]
 
-_LINES = 4_000
-_CHARACTERS = 1_000_000
+_LINES = 16000
+_CHARACTERS = 4000000
 _MAX_WIDTH = 50
 
 Ints = npt.NDArray[np.int64]
@@ -46,7 +48,7 @@ def read_batches(records: Assembler, dialect: Dialect, places: list[int]) -> Ite
     plain = _plain(dialect)
     number = 1
     while lines := records.ahead(_LINES, _CHARACTERS):
-        alone = plain([line.text if not line.cut else "" for line in lines])
+        alone = plain(lines)
         begun, count = records.taken, len(lines)
         runs: list[tuple[int, int, int]] = []
         others: list[tuple[int, Record]] = []
@@ -66,7 +68,7 @@ def read_batches(records: Assembler, dialect: Dialect, places: list[int]) -> Ite
             others.append((number, record))
             number += 1
             place = records.taken - begun
-        texts = [line.text for first, end, _ in runs for line in lines[first:end]]
+        texts = list(chain.from_iterable(lines[first:end] for first, end, _ in runs))
         numbers = np.concatenate([np.arange(end - first) + start for first, end, start in runs]).astype(np.int64)
         yield Batch(numbers, _parsed(texts, dialect, places), others)
 
@@ -82,7 +84,13 @@ def _plain(dialect: Dialect) -> Callable[[list[str]], npt.NDArray[np.bool_]]:
     if quote:
         field = f"(?:{quote}(?:[^{quote}{special}]|{quote}{quote})*{quote}|{field})"
     pattern = rf"\A{field}(?:{delimiter}{field}){{{dialect.width - 1}}}\z"
-    return lambda texts: np.asarray(pc.match_substring_regex(pa.array(texts, pa.large_string()), pattern))
+
+    def alone(lines: list[str]) -> npt.NDArray[np.bool_]:
+        plain: npt.NDArray[np.bool_] = np.asarray(pc.match_substring_regex(pa.array(lines, pa.large_string()), pattern))
+        plain &= np.array([not isinstance(line, CutLine) for line in lines])
+        return plain
+
+    return alone
 
 
 def _parsed(texts: list[str], dialect: Dialect, places: list[int]) -> list[pa.Array]:

@@ -9,15 +9,18 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Literal, NamedTuple
 
-from retune.data.encoding import MAX_RECORD, Line
+from retune.data.encoding import MAX_RECORD, CutLine
 
 __all__ = ["Assembler", "Dialect", "Record", "assemble", "sniff", "split_fields", "too_long"]
 
 _DELIMITERS = ("\t", ";", ",", "|")
 _NAMES = {"\t": "tab", ";": "semicolon", ",": "comma", "|": "bar"}
 _MAX_RECORD_LINES = 1_000
+_AHEAD = 4
+"""Lines that are taken from the file at a time: each may be as long as a line may be."""
 
 Ending = Literal["whole", "open", "broken"]
 
@@ -99,12 +102,12 @@ class Assembler:
     quotes stand, each line is looked at a few times and no more.
     """
 
-    def __init__(self, lines: Iterable[Line], delimiter: str, quote: str, width: int | None, longest: int = MAX_RECORD) -> None:
+    def __init__(self, lines: Iterable[str], delimiter: str, quote: str, width: int | None, longest: int = MAX_RECORD) -> None:
         self.taken = 0
         """Lines behind the last record, those that were skipped included."""
         self._source = iter(lines)
         self._delimiter, self._quote, self._width, self._longest = delimiter, quote, width, longest
-        self._waiting: deque[Line] = deque()
+        self._waiting: deque[str] = deque()
         # Of lines ahead that a search went through: one that they leave open is the same, and closes where that did or never.
         self._searched: deque[int | None] = deque()
 
@@ -118,17 +121,17 @@ class Assembler:
             self.taken += 1
             known = bool(self._searched)
             rest = self._searched.popleft() if known else None
-            if line.cut:
-                return Record([], line.text, too_long(self._longest))
-            if not line.text.strip(" \r"):
+            if isinstance(line, CutLine):
+                return Record([], str(line), too_long(self._longest))
+            if not line.strip(" \r"):
                 continue
-            raw = line.text
+            raw = line
             if not quote or quote not in raw:
                 fields, ending, place = raw.split(self._delimiter), "whole", 0
             else:
                 fields, ending, (place, _) = _scan(raw, self._delimiter, quote)
             if ending == "open" and (not known or (rest is not None and (place + rest == width or len(fields) != width))):
-                taken: list[Line] = []
+                taken: list[str] = []
                 joined, searched = _close(raw, waiting, self._source, taken, self._delimiter, quote, self._longest)
                 if joined is not None and (width is None or len(joined[0]) == width or len(fields) != width):
                     fields, raw = joined
@@ -140,24 +143,24 @@ class Assembler:
             problem = None if width is None or len(fields) == width else f"{len(fields)} field(s), expected {width}"
             return Record(fields, raw, problem)
 
-    def ahead(self, lines: int, characters: int) -> list[Line]:
-        """The lines that come next: so many, or fewer of many characters; none at the end."""
-        size = sum(len(line.text) for line in self._waiting)
-        while len(self._waiting) < lines and size < characters and (line := next(self._source, None)) is not None:
-            self._waiting.append(line)
-            size += len(line.text)
+    def ahead(self, lines: int, characters: int) -> list[str]:
+        """The lines that come next: about so many, or fewer of many characters; none at the end."""
+        size = sum(map(len, self._waiting))
+        while len(self._waiting) < lines and size < characters and (some := list(islice(self._source, _AHEAD))):
+            self._waiting.extend(some)
+            size += sum(map(len, some))
         return list(self._waiting)
 
     def skip(self, lines: int) -> None:
         """Leaves out lines of those `ahead`: the caller knows that each is a record of its own."""
         for _ in range(lines):
             self._waiting.popleft()
-            if self._searched:
-                self._searched.popleft()
+        for _ in range(min(lines, len(self._searched))):
+            self._searched.popleft()
         self.taken += lines
 
 
-def assemble(lines: Iterable[Line], delimiter: str, quote: str, width: int | None, longest: int = MAX_RECORD) -> Iterator[Record]:
+def assemble(lines: Iterable[str], delimiter: str, quote: str, width: int | None, longest: int = MAX_RECORD) -> Iterator[Record]:
     """The records of lines; see `Assembler`."""
     return Assembler(lines, delimiter, quote, width, longest)
 
@@ -168,9 +171,9 @@ def too_long(characters: int) -> str:
 
 def _close(
     first: str,
-    waiting: deque[Line],
-    source: Iterator[Line],
-    taken: list[Line],
+    waiting: deque[str],
+    source: Iterator[str],
+    taken: list[str],
     delimiter: str,
     quote: str,
     longest: int,
@@ -191,14 +194,14 @@ def _close(
         if line is None:
             return None, _never(len(taken))
         taken.append(line)
-        size += len(line.text) + 1
-        if line.cut:
+        size += len(line) + 1
+        if isinstance(line, CutLine):
             return None, _never(len(taken) - 1)
         if size > longest:
             break
-        record.append(line.text)
-        parts.append(line.text)
-        if _odd_run(quote).search(line.text):
+        record.append(line)
+        parts.append(line)
+        if _odd_run(quote).search(line):
             text = "\n".join(parts)
             fields, ending, (place, start) = _scan(text, delimiter, quote)
             if ending == "whole":
@@ -218,7 +221,7 @@ def _never(lines: int) -> deque[int | None]:
 
 
 def sniff(
-    lines: Sequence[Line],
+    lines: Sequence[str],
     *,
     suffix: str,
     columns: Mapping[str, str | int],
@@ -252,11 +255,11 @@ def sniff(
     return Dialect(delimiter, quote, None, widths[0][0] if widths else 0), assumptions
 
 
-def _find_quote(lines: Sequence[Line], delimiter: str) -> str:
+def _find_quote(lines: Sequence[str], delimiter: str) -> str:
     """`'` only if it wraps every filled field of some column, in two records at least; else `"`, which is harmless as a stray."""
     columns: dict[int, list[str]] = {}
     for line in lines[1:]:
-        for place, field in enumerate(line.text.split(delimiter)):
+        for place, field in enumerate(line.split(delimiter)):
             if field.strip():
                 columns.setdefault(place, []).append(field.strip())
     for fields in columns.values():
@@ -265,7 +268,7 @@ def _find_quote(lines: Sequence[Line], delimiter: str) -> str:
     return '"'
 
 
-def _find_delimiter(lines: Sequence[Line], quote: str, names: set[str], usual: str) -> str:
+def _find_delimiter(lines: Sequence[str], quote: str, names: set[str], usual: str) -> str:
     scores: dict[str, tuple[bool, float, bool]] = {}
     for delimiter in _DELIMITERS:
         records = [record.fields for record in assemble(lines, delimiter, quote, None)]

@@ -15,14 +15,13 @@ import pandas as pd
 import pandera.pandas as pa
 
 from retune.config import Prompt
-from retune.data.columns import joined, normalised, redacted
+from retune.data.columns import arrow, joined, normal, redacted
 from retune.data.forgotten import Forgotten
 from retune.data.landing import LandingObject, file_sha256
 from retune.data.parts import BETWEEN_INPUTS, PartWriter, part_schema, quarantine_schema, split_buckets
 from retune.data.read import CHUNK_ROWS, Chunk, Layout, open_reading
 from retune.data.schema import Fields, build_schema, failures, tidy
 from retune.errors import IntegrityError
-from retune.text import redact
 
 __all__ = ["NO_SLICE", "QUARANTINE", "Changes", "ObjectResult", "fields_of", "ingest_object", "layout_of", "new_or_changed"]
 
@@ -90,11 +89,6 @@ class _Tally:
     respelled: dict[str, dict[str, str]] = field(default_factory=dict)
     seen: set[bytes] = field(default_factory=set)
     """Digests of the rows kept so far: 16 bytes a row, the only thing that grows with the object."""
-
-    def redact(self, text: str) -> str:
-        text, counts = redact(text)
-        self.redacted.update(counts)
-        return text
 
 
 def fields_of(prompt: Prompt) -> Fields:
@@ -238,7 +232,7 @@ def _take(chunk: Chunk, fields: Fields, schema: pa.DataFrameSchema, tally: _Tall
 
 def _keep(raw: pd.DataFrame, tidied: pd.DataFrame, fields: Fields, tally: _Tally) -> pd.DataFrame:
     columns = {name: (raw if fields.is_free(name) else tidied)[name].fillna(NO_SLICE).array for name in fields.names}
-    buckets = split_buckets(joined([raw[name] for name in fields.inputs], BETWEEN_INPUTS))
+    buckets = split_buckets(joined([arrow(raw[name]) for name in fields.inputs], BETWEEN_INPUTS))
     frame = pd.DataFrame({"row": raw.index, "bucket": buckets, **columns})
     redact_rows(frame, fields, tally)
     return frame[first_of_each(frame, fields, tally)]
@@ -256,7 +250,7 @@ def first_of_each(frame: pd.DataFrame, fields: Fields, tally: _Tally) -> npt.NDA
     """Whether each row is the first of the object with its cells, but for spelling that `normalise` evens out."""
     first = np.empty(len(frame), dtype=bool)
     # No normalised text holds white space other than single spaces: the separator is in none.
-    for place, cells in enumerate(joined([normalised(frame[name]) for name in fields.names], "\n")):
+    for place, cells in enumerate(joined([normal(arrow(frame[name])) for name in fields.names], "\n")):
         digest = hashlib.blake2b(cells, digest_size=16).digest()
         first[place] = digest not in tally.seen
         tally.seen.add(digest)
@@ -266,18 +260,29 @@ def first_of_each(frame: pd.DataFrame, fields: Fields, tally: _Tally) -> npt.NDA
 
 
 def _quarantine(chunk: Chunk, failed: pd.DataFrame, tally: _Tally) -> pd.DataFrame:
-    entries: list[tuple[int, str, str, Mapping[str, str | None]]] = [
-        (item.row, "malformed", item.reason, {"raw": item.raw}) for item in chunk.malformed
-    ]
-    landed = chunk.frame.loc[failed.index].astype(object).where(lambda frame: frame.notna(), None)
-    for row, kind, reason, record in zip(failed.index, failed["kind"], failed["reason"], landed.to_dict("records"), strict=True):
-        entries.append((int(row), kind, reason, {str(name): value for name, value in record.items()}))
-    tally.quarantined.update(kind for _, kind, _, _ in entries)
-    rows = []
-    for row, kind, reason, landing in sorted(entries, key=lambda entry: entry[0]):
-        shown = {name: None if value is None else tally.redact(_recorded(value)) for name, value in landing.items()}
-        rows.append((row, kind, redact(_start(reason, _REASON_CHARACTERS))[0], json.dumps(shown, ensure_ascii=False)))
-    return pd.DataFrame(rows, columns=["row", "kind", "reason", "record"])
+    malformed = chunk.malformed
+    landed = chunk.frame.loc[failed.index]
+    cells = {str(name): _shown(landed[name], tally) for name in landed}
+    records: list[dict[str, str | None]] = [{"raw": raw} for raw in _shown(pd.Series([item.raw for item in malformed], dtype="str"), tally)]
+    records += [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    kinds = ["malformed"] * len(malformed) + failed["kind"].tolist()
+    reasons = [_start(reason, _REASON_CHARACTERS) for reason in [*(item.reason for item in malformed), *failed["reason"]]]
+    tally.quarantined.update(kinds)
+    quarantined = {
+        "row": [*(item.row for item in malformed), *failed.index],
+        "kind": kinds,
+        "reason": redacted(pd.Series(reasons, dtype="str"))[0],
+        "record": [json.dumps(record, ensure_ascii=False) for record in records],
+    }
+    return pd.DataFrame(quarantined).sort_values("row", ignore_index=True)
+
+
+def _shown(texts: "pd.Series[Any]", tally: _Tally) -> list[str | None]:
+    """What the quarantine shows of texts; a missing one is None."""
+    starts = [None if text is None else _recorded(text) for text in arrow(texts).to_pylist()]
+    shown, counts = redacted(pd.Series(starts, dtype="str"))
+    tally.redacted.update(counts)
+    return list(arrow(shown).to_pylist())
 
 
 def _start(text: str, characters: int) -> str:

@@ -17,7 +17,17 @@ import pyarrow.parquet as pq
 
 from retune.data.bulk import Batch, can_parse, read_batches
 from retune.data.dialect import Assembler, Dialect, Record, sniff, too_long
-from retune.data.encoding import FREE_BYTES, MAX_EXPANSION, MAX_RECORD, expands, find_encoding, first_lines, open_bytes, read_lines
+from retune.data.encoding import (
+    FREE_BYTES,
+    MAX_EXPANSION,
+    MAX_RECORD,
+    CutLine,
+    expands,
+    find_encoding,
+    first_lines,
+    open_bytes,
+    read_lines,
+)
 from retune.data.landing import format_of
 from retune.data.parquet_pages import read_footer, read_pages
 from retune.errors import BadInputError
@@ -25,7 +35,7 @@ from retune.text import clean
 
 __all__ = ["CHUNK_ROWS", "Chunk", "Layout", "Malformed", "Reading", "open_reading"]
 
-CHUNK_ROWS = 20_000
+CHUNK_ROWS = 50_000
 _CHUNK_CHARACTERS = 8_000_000
 _MAX_COLUMNS = 1_000
 _SHOWN_COLUMNS = 50
@@ -217,7 +227,7 @@ def _read_delimited(path: Path, suffix: str, compressed: bool, layout: Layout, a
             header=layout.header,
         )
         if not dialect.width:
-            if any(line.cut for line in sample):
+            if any(isinstance(line, CutLine) for line in sample):
                 raise BadInputError(f"its columns cannot be told: {too_long(layout.max_record)}")
             return
         _check_width(dialect.width, layout)
@@ -228,7 +238,7 @@ def _read_delimited(path: Path, suffix: str, compressed: bool, layout: Layout, a
             places, renamed = _named_places(layout.columns, dialect.names)
             assumptions += renamed
         else:
-            places = _positions(layout.columns, dialect, sample[0].text)
+            places = _positions(layout.columns, dialect, sample[0])
 
         def row_of(number: int, record: Record) -> list[str | None] | Malformed:
             problem = record.problem
@@ -307,10 +317,11 @@ def _read_json(path: Path, compressed: bool, layout: Layout, assumptions: list[s
     number = 0
     with open_bytes(path, compressed, layout.max_expansion) as stream:
         for line in read_lines(stream, encoding.name, layout.max_record):
-            if not line.cut and not line.text.strip():
+            cut = isinstance(line, CutLine)
+            if not cut and not line.strip():
                 continue
             number += 1
-            record, problem = ({}, too_long(layout.max_record)) if line.cut else _parse_json(line.text, lossy=encoding.lossy)
+            record, problem = ({}, too_long(layout.max_record)) if cut else _parse_json(line, lossy=encoding.lossy)
             values: list[str | None] = []
             if problem is None:
                 for column in layout.columns.values():
@@ -323,7 +334,7 @@ def _read_json(path: Path, compressed: bool, layout: Layout, assumptions: list[s
                 if len(found) < 100 and isinstance(record, dict):
                     found.update(dict.fromkeys(name[:100] for name in islice(record, 100)))
             if problem is not None:
-                yield number, Malformed(number, problem, line.text)
+                yield number, Malformed(number, problem, str(line))
             else:
                 yield number, values
             if number == CHUNK_ROWS:

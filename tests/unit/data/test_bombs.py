@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retune.data.dialect import assemble
-from retune.data.encoding import Line, first_lines
+from retune.data.encoding import first_lines
 from retune.data.ingest import layout_of
 from retune.data.parquet_pages import read_pages
 from retune.data.read import open_reading
@@ -202,8 +202,8 @@ def test_a_user_can_raise_each_limit(tmp_path: Path, make: Any) -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("line", ['x","y' * 10, 'x,"a' + 'b""c' * 10, '"x","y', 'x""",y', '"', "'", '","'])
 def test_records_are_found_in_time_that_grows_with_the_characters(line: str) -> None:
-    lines = [Line(line, False)] * 20_000
-    assert sum(len(record.raw) + 1 for record in assemble(lines, ",", '"', 500)) == sum(len(item.text) + 1 for item in lines)
+    lines = [line] * 20_000
+    assert sum(len(record.raw) + 1 for record in assemble(lines, ",", '"', 500)) == sum(len(item) + 1 for item in lines)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_the_first_line_may_be_too_long_where_another_tells_the_columns(tmp_path
 
 
 def test_a_file_is_understood_by_few_long_lines() -> None:
-    taken = first_lines(Line("x" * 900_000, False) for _ in range(200))
+    taken = first_lines("x" * 900_000 for _ in range(200))
     assert len(taken) == 3
 
 

@@ -37,7 +37,7 @@ def plain(values: "pd.Series[str]") -> list[str | None]:
 @settings(deadline=None, max_examples=150)
 def test_a_column_is_normalised_cleaned_and_redacted_as_its_texts_are(texts: list[str | None]) -> None:
     values = column(texts)
-    assert plain(columns.normalised(values)) == [text if text is None else normalise(text) for text in texts]
+    assert columns.normal(columns.arrow(values)).to_pylist() == [text if text is None else normalise(text) for text in texts]
     assert plain(columns.cleaned(values)) == [text if text is None else clean(text) for text in texts]
     redacted, counts = columns.redacted(values)
     expected = [(None, {}) if text is None else redact(text) for text in texts]
@@ -63,8 +63,10 @@ def test_each_character_that_is_called_plain_is_left_as_it_stands_in_any_company
 @given(st.lists(st.tuples(ANY, TELLING), max_size=8))
 def test_buckets_of_many_rows_are_those_of_each(rows: list[tuple[str, str]]) -> None:
     first, second = column([one for one, _ in rows]), column([other for _, other in rows])
-    assert split_buckets(columns.joined([first, second], BETWEEN_INPUTS)).tolist() == [split_bucket(row) for row in rows]
-    assert split_buckets(columns.joined([first], BETWEEN_INPUTS)).tolist() == [split_bucket([one]) for one, _ in rows]
+    assert split_buckets(columns.joined([columns.arrow(first), columns.arrow(second)], BETWEEN_INPUTS)).tolist() == [
+        split_bucket(row) for row in rows
+    ]
+    assert split_buckets(columns.joined([columns.arrow(first)], BETWEEN_INPUTS)).tolist() == [split_bucket([one]) for one, _ in rows]
 
 
 def test_texts_come_one_by_one_whatever_their_number() -> None:

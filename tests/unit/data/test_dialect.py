@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from retune.data import dialect
 from retune.data.dialect import Assembler, assemble, split_fields
-from retune.data.encoding import Line
 
 Found = list[tuple[list[str], str, bool]]
 
@@ -31,7 +30,7 @@ def defined(lines: list[str], width: int | None) -> Found:
 
 
 def found(lines: list[str], width: int | None) -> Found:
-    records = assemble([Line(line, False) for line in lines], ",", '"', width)
+    records = assemble(lines, ",", '"', width)
     return [(record.fields, record.raw, record.problem is not None) for record in records]
 
 
@@ -61,7 +60,7 @@ def test_a_record_is_found_though_a_search_before_it_reached_its_limit(monkeypat
 
 
 def test_lines_that_are_left_out_are_left_out_of_a_search() -> None:
-    records = Assembler([Line(line, False) for line in ['x,"stray', "low,x", "low,y", 'low,"a', 'b"']], ",", '"', 2)
+    records = Assembler(['x,"stray', "low,x", "low,y", 'low,"a', 'b"'], ",", '"', 2)
     assert next(records).fields == ["x", '"stray']
     assert len(records.ahead(2, 100)) >= 2
     records.skip(2)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from retune.data.dialect import assemble, split_fields
-from retune.data.encoding import Line
 from retune.data.ingest import ingest_object, layout_of
 from retune.data.landing import open_objects
 from retune.data.parts import read_parts
@@ -32,7 +31,7 @@ def test_a_quote_counts_only_around_a_whole_field(text: str, fields: list[str]) 
 
 def test_an_open_quote_takes_in_lines_only_if_it_closes_properly() -> None:
     lines = ['"two', 'lines",low', '"stray,low', 'he said "yes",low', "last,low"]
-    records = list(assemble([Line(line, False) for line in lines], ",", '"', 2))
+    records = list(assemble(lines, ",", '"', 2))
     assert [record.fields for record in records] == [["two\nlines", "low"], ['"stray', "low"], ['he said "yes"', "low"], ["last", "low"]]
     assert not any(record.problem for record in records)
 
