@@ -245,6 +245,18 @@ def test_changed_bytes_in_the_store_are_refused(folder: Path, done: Lineage, tmp
         workspaces.read(done, "artifacts/p/release")
 
 
+def test_a_damaged_input_in_the_store_is_named(folder: Path, data: str, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("cache-*"))
+    md5 = hashlib.md5(b"one\n", usedforsecurity=False).hexdigest()
+    place = copy / ".retune/store/dvc/files/md5" / md5[:2] / md5[2:]
+    place.chmod(0o644)
+    place.write_bytes(b"on")
+    workspaces, _ = host(copy, "reader")
+    with pytest.raises(IntegrityError, match=f"{md5[2:]}.*changed or cut"):
+        workspaces.run("preprocess", prompt(seed=6), workspaces.lineage(data, 0))
+
+
 def test_data_are_added_and_removed_without_pulling_the_rest(folder: Path, data: str) -> None:
     (folder / "b").write_text("two\n")
     workspaces, _ = host(folder, "adder")
