@@ -8,7 +8,6 @@ examples:
   python benchmarks/bench.py --only memory                 one part; its rows take the place of the old ones
   python benchmarks/bench.py --only matmul --only memory   two
   python benchmarks/bench.py --only clinc150               a quarter of an hour, needs what its module says
-  python benchmarks/bench.py --only scale                  a million rows
   python benchmarks/bench.py --quick                       tiny cases, to see that everything works; writes nothing
 """
 
@@ -32,8 +31,8 @@ PARTS = {
     "clinc150": ("clinc150", "measure", "a real encoder on real text"),
 }
 """Name on the command line: module, function, what it measures. A part is imported when it is its turn."""
-BY_NAME = {"clinc150": "MiniLM (22.7M, frozen) on CLINC150, 150 intents", "scale": "scale"}
-"""Parts that run when they are named, since they take long or need what the project does not bring: their figure, which the rest keeps."""
+BY_NAME = {"clinc150": "MiniLM (22.7M, frozen) on CLINC150, 150 intents"}
+"""Parts that run when they are named, since they need what the project does not bring: their figure, which the rest keeps."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
