@@ -25,8 +25,8 @@ from retune.text import normalise
 
 __all__ = ["Draft", "Sample", "draft", "prompt_yaml", "read_sample"]
 
-SAMPLE_CHUNKS = 5
-"""Chunks of 20,000 rows that are read: labels that only stand further down are not seen."""
+SAMPLE_CHUNKS = 2
+"""Chunks of 50,000 rows that are read: labels that only stand further down are not seen."""
 MAX_LABELS = 60
 MAX_LABEL_CHARACTERS = 40
 MAX_SLICE_VALUES = 12

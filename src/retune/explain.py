@@ -188,8 +188,9 @@ def attention_masses(base: BaseModel, soft_prompt: torch.Tensor, batches: Sequen
     total = torch.zeros(len(soft_prompt) + 1, dtype=torch.float64)
     even, count = 0.0, 0
     for batch in batches:
-        run = RecordedRows(PackedRows(prefix, batch.sizes, [mask.to(base.dtype) for mask in batch.masks]), prefix, batch.sources)
-        run_pass(base, base.embed(batch.ids), batch.positions, run)
+        vectors = base.embed(batch.ids)
+        run = RecordedRows(PackedRows(prefix, batch.sizes, [mask.to(vectors.dtype) for mask in batch.masks]), prefix, batch.sources)
+        run_pass(base, vectors, batch.positions, run)
         total += torch.stack([mass.cpu() for mass in run.masses]).mean(0)
         even += float((1 / (batch.positions[batch.sources] + 1).double()).sum())
         count += len(batch.sources)

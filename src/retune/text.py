@@ -31,7 +31,7 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
-_JOINER = "\u034f"
+_GRAPHEME_JOINER = "\u034f"
 
 # Bounded repetition keeps each pattern linear on long runs of one character.
 _MAIL = re.compile(r"\w[\w.+%'’-]{0,63}@(?:[\w-]{1,63}\.){1,8}(?:xn--[\w-]{1,59}|[^\W\d_]{2,24})")
@@ -125,7 +125,9 @@ def _reveal(text: str) -> str:
         before = text
         if "&" in text:
             text = _ENTITY.sub(_unescape, _AMPERSANDS.sub("&", text))
-        if not text.isprintable() or _JOINER in text:  # what is invisible is not printable, but for one; this look costs next to nothing
+        if (
+            not text.isprintable() or _GRAPHEME_JOINER in text
+        ):  # what is invisible is not printable, but for one; this look costs next to nothing
             text = _INVISIBLE.sub("", text)
         text = _composed(text)
         if text == before:

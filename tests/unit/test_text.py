@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retune.text import _INVISIBLE, _JOINER, clean, normalise, redact
+from retune.text import _GRAPHEME_JOINER, _INVISIBLE, clean, normalise, redact
 
 TRICKY = st.text(alphabet=st.sampled_from(list("a@.b &#;x64lt<>+-()/0123456789\n\t\u200b\u0301é€:,'")), max_size=60)
 
@@ -123,4 +123,4 @@ def test_text_made_to_take_for_ever_is_cleaned_in_a_moment(text: str, expected: 
 def test_what_is_invisible_is_not_printable_but_for_one() -> None:
     """`_reveal` takes a printable text as having nothing invisible in it."""
     characters = map(chr, range(0x110000))
-    assert [one for one in characters if one.isprintable() and _INVISIBLE.match(one)] == [_JOINER]
+    assert [one for one in characters if one.isprintable() and _INVISIBLE.match(one)] == [_GRAPHEME_JOINER]

@@ -20,8 +20,8 @@ from retune.data.encoding import CutLine
 
 __all__ = ["Batch", "can_parse", "read_batches"]
 
-_LINES = 16000
-_CHARACTERS = 4000000
+_LINES = 16_000
+_CHARACTERS = 4_000_000
 _MAX_WIDTH = 50
 
 Ints = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from retune.text import clean, normalise, redact
 
-__all__ = ["arrow", "cleaned", "in_one_text", "joined", "normal", "redacted", "series", "texts_of"]
+__all__ = ["arrow", "as_series", "cleaned", "in_one_text", "joined", "normalised", "redacted", "texts_of"]
 
 # Characters that stand for themselves in any company: printable, no white space, composed whatever stands beside them, and not &.
 # Digits and @ are apart, since they may be part of what is redacted. No text outside these ranges is wrong for it, only slower.
@@ -30,7 +30,7 @@ _IMPERSONAL = rf"\A[{_WITHIN}]*(?:[0-9][{_WITHIN}]*){{0,6}}\z"
 _SOME = 10_000
 
 
-def normal(texts: pa.Array) -> pa.Array:
+def normalised(texts: pa.Array) -> pa.Array:
     """`retune.text.normalise` of each text; null stays."""
     return _each(texts, pc.match_substring_regex(texts, _NORMAL), normalise)
 
@@ -39,7 +39,7 @@ def cleaned(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """`retune.text.clean` of each text; NaN stays."""
     texts = arrow(column)
     sure = pc.and_(pc.match_substring_regex(texts, _NORMAL), pc.match_substring_regex(texts, _IMPERSONAL))
-    return series(_each(texts, sure, clean), column)
+    return as_series(_each(texts, sure, clean), column)
 
 
 def redacted(column: "pd.Series[Any]") -> tuple["pd.Series[Any]", Mapping[str, int]]:
@@ -52,7 +52,7 @@ def redacted(column: "pd.Series[Any]") -> tuple["pd.Series[Any]", Mapping[str, i
         return text
 
     texts = arrow(column)
-    return series(_each(texts, pc.match_substring_regex(texts, _IMPERSONAL), one), column), counts
+    return as_series(_each(texts, pc.match_substring_regex(texts, _IMPERSONAL), one), column), counts
 
 
 def joined(columns: Sequence[pa.Array], separator: str) -> list[bytes]:
@@ -82,7 +82,7 @@ def arrow(column: "pd.Series[Any]") -> pa.Array:
     return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
 
 
-def series(texts: pa.Array, like: "pd.Series[Any]") -> "pd.Series[Any]":
+def as_series(texts: pa.Array, like: "pd.Series[Any]") -> "pd.Series[Any]":
     """The texts in place of those of `like`."""
     return pd.Series(texts.to_pandas().array, index=like.index, name=like.name, dtype="str")
 

@@ -144,7 +144,7 @@ class Assembler:
             return Record(fields, raw, problem)
 
     def ahead(self, lines: int, characters: int) -> list[str]:
-        """The lines that come next: about so many, or fewer of many characters; none at the end."""
+        """The lines that come next: so many or a few more, or fewer of many characters; none at the end."""
         size = sum(map(len, self._waiting))
         while len(self._waiting) < lines and size < characters and (some := list(islice(self._source, _AHEAD))):
             self._waiting.extend(some)

@@ -35,8 +35,8 @@ FREE_BYTES = 64 << 20
 _SAMPLE_LINES = 200
 _SAMPLE_CHARACTERS = 2_000_000
 _BLOCK = 1 << 16
-_ESCAPES = ("idna", "punycode", "raw-unicode-escape", "unicode-escape")
-"""Codecs that are no encodings of files."""
+_ESCAPES = ("idna", "punycode", "raw-unicode-escape", "unicode-escape", "utf-7")
+"""Codecs that are no encodings of files, or give half characters (utf-7)."""
 _SAMPLE = 1 << 16
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),

@@ -15,7 +15,7 @@ import pandas as pd
 import pandera.pandas as pa
 
 from retune.config import Prompt
-from retune.data.columns import arrow, joined, normal, redacted
+from retune.data.columns import arrow, joined, normalised, redacted
 from retune.data.forgotten import Forgotten
 from retune.data.landing import LandingObject, file_sha256
 from retune.data.parts import BETWEEN_INPUTS, PartWriter, part_schema, quarantine_schema, split_buckets
@@ -250,7 +250,7 @@ def first_of_each(frame: pd.DataFrame, fields: Fields, tally: _Tally) -> npt.NDA
     """Whether each row is the first of the object with its cells, but for spelling that `normalise` evens out."""
     first = np.empty(len(frame), dtype=bool)
     # No normalised text holds white space other than single spaces: the separator is in none.
-    for place, cells in enumerate(joined([normal(arrow(frame[name])) for name in fields.names], "\n")):
+    for place, cells in enumerate(joined([normalised(arrow(frame[name])) for name in fields.names], "\n")):
         digest = hashlib.blake2b(cells, digest_size=16).digest()
         first[place] = digest not in tally.seen
         tally.seen.add(digest)
@@ -262,8 +262,8 @@ def first_of_each(frame: pd.DataFrame, fields: Fields, tally: _Tally) -> npt.NDA
 def _quarantine(chunk: Chunk, failed: pd.DataFrame, tally: _Tally) -> pd.DataFrame:
     malformed = chunk.malformed
     landed = chunk.frame.loc[failed.index]
-    cells = {str(name): _shown(landed[name], tally) for name in landed}
-    records: list[dict[str, str | None]] = [{"raw": raw} for raw in _shown(pd.Series([item.raw for item in malformed], dtype="str"), tally)]
+    cells = {str(name): _shown(arrow(landed[name]).to_pylist(), tally) for name in landed}
+    records: list[dict[str, str | None]] = [{"raw": raw} for raw in _shown([item.raw for item in malformed], tally)]
     records += [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
     kinds = ["malformed"] * len(malformed) + failed["kind"].tolist()
     reasons = [_start(reason, _REASON_CHARACTERS) for reason in [*(item.reason for item in malformed), *failed["reason"]]]
@@ -277,10 +277,9 @@ def _quarantine(chunk: Chunk, failed: pd.DataFrame, tally: _Tally) -> pd.DataFra
     return pd.DataFrame(quarantined).sort_values("row", ignore_index=True)
 
 
-def _shown(texts: "pd.Series[Any]", tally: _Tally) -> list[str | None]:
+def _shown(texts: Iterable[str | None], tally: _Tally) -> list[str | None]:
     """What the quarantine shows of texts; a missing one is None."""
-    starts = [None if text is None else _recorded(text) for text in arrow(texts).to_pylist()]
-    shown, counts = redacted(pd.Series(starts, dtype="str"))
+    shown, counts = redacted(pd.Series([None if text is None else _recorded(text) for text in texts], dtype="str"))
     tally.redacted.update(counts)
     return list(arrow(shown).to_pylist())
 

@@ -37,6 +37,8 @@ __all__ = ["CHUNK_ROWS", "Chunk", "Layout", "Malformed", "Reading", "open_readin
 
 CHUNK_ROWS = 50_000
 _CHUNK_CHARACTERS = 8_000_000
+_SEEN_BY = 20_000
+"""Row of a JSON lines file by which each column must have stood in some row."""
 _MAX_COLUMNS = 1_000
 _SHOWN_COLUMNS = 50
 _SHARING_ROWS = 32
@@ -337,9 +339,9 @@ def _read_json(path: Path, compressed: bool, layout: Layout, assumptions: list[s
                 yield number, Malformed(number, problem, str(line))
             else:
                 yield number, values
-            if number == CHUNK_ROWS:
+            if number == _SEEN_BY:
                 _check_seen(layout.columns, seen, found)
-    if number < CHUNK_ROWS:
+    if number < _SEEN_BY:
         _check_seen(layout.columns, seen, found)
 
 

@@ -11,7 +11,7 @@ import pandera.pandas as pandera
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retune.data.columns import arrow, normal, series
+from retune.data.columns import arrow, as_series, normalised
 
 __all__ = ["KINDS", "Fields", "Tidied", "build_schema", "failures", "tidy"]
 
@@ -66,24 +66,24 @@ def tidy(frame: pd.DataFrame, fields: Fields) -> Tidied:
     respelled: dict[str, set[tuple[str, str]]] = {}
     columns: dict[str, pd.Series[Any]] = {}
     for name in fields.names:
-        if fields.is_free(name):
-            texts = normal(arrow(frame[name]))
+        allowed = fields.allowed(name)
+        if fields.is_free(name) and not allowed:
+            texts = normalised(arrow(frame[name]))
         else:  # values that are few and repeat: each is looked at once
             landed = arrow(frame[name]).dictionary_encode()
-            values = normal(landed.dictionary).to_pylist()
-            spelled = _declared(values, fields.allowed(name) or ())
+            values = normalised(landed.dictionary).to_pylist()
+            spelled = _declared(values, allowed or ())
             if changed := {(was, now) for was, now in zip(values, spelled, strict=True) if was != now}:
                 respelled[name] = changed
             texts = pa.array(spelled, landed.dictionary.type).take(landed.indices)
-        empty = pc.equal(texts, "")
-        columns[name] = series(pc.if_else(empty, None, texts) if pc.any(empty).as_py() else texts, frame[name])
+        columns[name] = as_series(pc.if_else(pc.equal(texts, ""), None, texts), frame[name])
     return Tidied(pd.DataFrame(columns, index=frame.index), respelled)
 
 
 def _declared(values: Sequence[str], allowed: Sequence[str]) -> list[str]:
     """The values, those in their declared spelling that differ from it in case alone."""
-    declared = {value.casefold(): value for value in allowed}
-    return [value if value in allowed else declared.get(value.casefold(), value) for value in values]
+    declared = {value.casefold(): value for value in allowed} | {value: value for value in allowed}
+    return [declared.get(value) or declared.get(value.casefold(), value) for value in values]
 
 
 def build_schema(fields: Fields) -> pandera.DataFrameSchema:

@@ -52,16 +52,18 @@ def run_packed(
     base: BaseModel, prefix: Prefix | None, packed: Packed, kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 ) -> torch.Tensor:
     """Hidden states of all tokens, [T, H]. kept: filled with each layer's keys and values."""
-    masks = [mask.to(base.dtype) for mask in packed.masks]
-    return run_pass(base, base.embed(packed.ids), packed.positions, PackedRows(prefix, packed.sizes, masks, kept))
+    vectors = base.embed(packed.ids)
+    masks = [mask.to(vectors.dtype) for mask in packed.masks]
+    return run_pass(base, vectors, packed.positions, PackedRows(prefix, packed.sizes, masks, kept))
 
 
 def _run_together(base: BaseModel, soft_prompt: torch.Tensor, packed: Packed) -> torch.Tensor:
     """Hidden states of the soft prompt [P, H], then of all tokens: [P + T, H]."""
     size = len(soft_prompt)
-    vectors = torch.cat([soft_prompt.to(base.dtype), base.embed(packed.ids)])
+    tokens = base.embed(packed.ids)
+    vectors = torch.cat([soft_prompt.to(tokens.dtype), tokens])
     positions = torch.cat([torch.arange(size, device=base.device), packed.positions])
-    return run_pass(base, vectors, positions, PrefixAndRows(size, packed.sizes, [mask.to(base.dtype) for mask in packed.masks]))
+    return run_pass(base, vectors, positions, PrefixAndRows(size, packed.sizes, [mask.to(tokens.dtype) for mask in packed.masks]))
 
 
 def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> torch.Tensor:

@@ -94,9 +94,9 @@ def means(base: BaseModel, prefix: Prefix | None, laid: Whole) -> torch.Tensor:
     """Mean of each row's last hidden states, [N, H], fp32; gradients flow into the prefix and into weights that are tuned."""
     vectors = base.embed(laid.ids)
     if prefix is not None and prefix.vectors is not None:
-        vectors = torch.cat([prefix.vectors.to(base.dtype), vectors])
+        vectors = torch.cat([prefix.vectors.to(vectors.dtype), vectors])
     keys = None if prefix is None or prefix.vectors is not None else prefix
-    masks = [mask.to(base.dtype) for mask in laid.masks]
+    masks = [mask.to(vectors.dtype) for mask in laid.masks]
     hidden = run_pass(base, vectors.index_select(0, laid.places), laid.positions, PackedRows(keys, laid.sizes, masks))
     own = hidden.index_select(0, laid.own).to(torch.promote_types(hidden.dtype, torch.float32))
     sums = own.new_zeros(laid.count, own.shape[1]).index_add(0, laid.rows, own)

@@ -1,7 +1,7 @@
 """bf16 weights on a processor that multiplies bf16 no faster than fp32: they stay bf16 in memory, products and all between them are fp32.
 
-What is rounded is the weights alone, so that this is nearer to fp32 than products in bf16 are. (Gemma and T5 round some hidden states all
-the same: transformers brings them to the type of a weight.)
+What is rounded is the weights alone, so that this is nearer to fp32 than products in bf16 are. (Gemma and T5 round some hidden states too:
+transformers brings them to the type of a weight.)
 """
 
 from typing import Any
@@ -17,10 +17,12 @@ def fast_bf16() -> bool:
     """Whether this processor's products of bf16 matrices are faster than those of fp32.
 
     With AMX they are, and on AMD's processors with AVX-512 BF16 (measured: 1.6 to 1.9 times the steps). Intel's AVX-512 BF16 without AMX
-    gave half the rate of fp32, and without either the products are emulated. A rule, not a probe: the same machine takes the same path.
+    gave half the rate of fp32, and without either the products are emulated. Other architectures were not measured: they multiply what
+    they are given. A rule, not a probe: the same machine takes the same path.
     """
     found = torch.cpu.get_capabilities()
-    return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and "AMD" in str(found.get("cpu_name"))))
+    amd = "AMD" in str(found.get("cpu_name"))
+    return bool(found.get("architecture") != "x86_64" or found.get("amx_bf16") or (found.get("avx512_bf16") and amd))
 
 
 def multiply_in_fp32(model: Any) -> None:
@@ -61,14 +63,14 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 class _Linear(torch.nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _product(x, self.weight, self.bias)
+        return _product(x.float(), self.weight, self.bias)
 
 
 class _Conv1D(Conv1D):
     """GPT-2's, which keeps its weight as [in, out]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _product(x, self.weight.T, self.bias)
+        return _product(x.float(), self.weight.T, self.bias)
 
 
 _WIDENED = {torch.nn.Linear: _Linear, Conv1D: _Conv1D}

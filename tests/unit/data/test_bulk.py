@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retune.data import bulk, read
+from retune.data import bulk, dialect, read
 from retune.data.read import Layout, open_reading
 
 LAYOUT = Layout(columns={"text": "text", "label": "label"}, target="label", labels=("low",), header=True, delimiter=",", quote='"')
@@ -23,7 +23,7 @@ def chunks(path: Path, layout: Layout, chunk_rows: int) -> list[tuple[list[int],
     ]
 
 
-@pytest.mark.parametrize("ahead", [1, 3, 4_000])
+@pytest.mark.parametrize("ahead", [1, 3, 16_000])
 @pytest.mark.parametrize("delimiter", [",", "\t", " ", ";"])
 @given(lines=LINES, end=st.sampled_from(["\n", "\r\n"]), chunk_rows=st.sampled_from([1, 3, 100]), quote=st.sampled_from(['"', "'", ""]))
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -43,6 +43,7 @@ def test_no_result_depends_on_the_way_a_record_went(
     layout = Layout(**{**LAYOUT.__dict__, "delimiter": delimiter, "quote": quote})
     with monkeypatch.context() as patch:
         patch.setattr(bulk, "_LINES", ahead)
+        patch.setattr(dialect, "_AHEAD", 1)
         patch.setattr(read, "_CHUNK_CHARACTERS", 60)
         found = chunks(path, layout, chunk_rows)
         patch.setattr(read, "can_parse", lambda dialect: False)

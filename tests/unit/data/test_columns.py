@@ -37,7 +37,7 @@ def plain(values: "pd.Series[str]") -> list[str | None]:
 @settings(deadline=None, max_examples=150)
 def test_a_column_is_normalised_cleaned_and_redacted_as_its_texts_are(texts: list[str | None]) -> None:
     values = column(texts)
-    assert columns.normal(columns.arrow(values)).to_pylist() == [text if text is None else normalise(text) for text in texts]
+    assert columns.normalised(columns.arrow(values)).to_pylist() == [text if text is None else normalise(text) for text in texts]
     assert plain(columns.cleaned(values)) == [text if text is None else clean(text) for text in texts]
     redacted, counts = columns.redacted(values)
     expected = [(None, {}) if text is None else redact(text) for text in texts]
