@@ -32,6 +32,7 @@ _INVISIBLE = re.compile(
 )
 
 _GRAPHEME_JOINER = "\u034f"
+"""The only one of them that Python calls printable: a look at that costs a fraction of a search."""
 
 # Bounded repetition keeps each pattern linear on long runs of one character.
 _MAIL = re.compile(r"\w[\w.+%'’-]{0,63}@(?:[\w-]{1,63}\.){1,8}(?:xn--[\w-]{1,59}|[^\W\d_]{2,24})")
@@ -125,9 +126,7 @@ def _reveal(text: str) -> str:
         before = text
         if "&" in text:
             text = _ENTITY.sub(_unescape, _AMPERSANDS.sub("&", text))
-        if (
-            not text.isprintable() or _GRAPHEME_JOINER in text
-        ):  # what is invisible is not printable, but for one; this look costs next to nothing
+        if not text.isprintable() or _GRAPHEME_JOINER in text:
             text = _INVISIBLE.sub("", text)
         text = _composed(text)
         if text == before:

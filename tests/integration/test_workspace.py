@@ -108,6 +108,17 @@ def host(folder: Path, name: str) -> tuple[Workspaces, list[str]]:
     return Workspaces(settings, log.append), log
 
 
+def host_with_damage(folder: Path, tmp_path: Path, content: bytes, found: bytes) -> tuple[Workspaces, str]:
+    """A host on a copy of the project whose store has other bytes in place of a content, and that content's hash."""
+    copy = tmp_path / "project"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("cache-*"))
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    place = copy / ".retune/store/dvc/files/md5" / md5[:2] / md5[2:]
+    place.chmod(0o644)
+    place.write_bytes(found)
+    return host(copy, "reader")[0], md5
+
+
 def prompt(seed: int = 0, description: str = "") -> Prompt:
     return Prompt.model_validate(
         {
@@ -234,25 +245,13 @@ def test_what_is_gone_from_the_store_is_made_again(folder: Path, data: str, done
 
 
 def test_changed_bytes_in_the_store_are_refused(folder: Path, done: Lineage, tmp_path: Path) -> None:
-    copy = tmp_path / "project"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("cache-*"))
-    md5 = hashlib.md5(b"tune one\n", usedforsecurity=False).hexdigest()
-    place = copy / ".retune/store/dvc/files/md5" / md5[:2] / md5[2:]
-    place.chmod(0o644)
-    place.write_bytes(b"tune two\n")
-    workspaces, _ = host(copy, "reader")
+    workspaces, _ = host_with_damage(folder, tmp_path, b"tune one\n", b"tune two\n")
     with pytest.raises(IntegrityError, match="changed or cut"):
         workspaces.read(done, "artifacts/p/release")
 
 
 def test_a_damaged_input_in_the_store_is_named(folder: Path, data: str, tmp_path: Path) -> None:
-    copy = tmp_path / "project"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("cache-*"))
-    md5 = hashlib.md5(b"one\n", usedforsecurity=False).hexdigest()
-    place = copy / ".retune/store/dvc/files/md5" / md5[:2] / md5[2:]
-    place.chmod(0o644)
-    place.write_bytes(b"on")
-    workspaces, _ = host(copy, "reader")
+    workspaces, md5 = host_with_damage(folder, tmp_path, b"one\n", b"on")
     with pytest.raises(IntegrityError, match=f"{md5[2:]}.*changed or cut"):
         workspaces.run("preprocess", prompt(seed=6), workspaces.lineage(data, 0))
 

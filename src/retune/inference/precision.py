@@ -16,7 +16,7 @@ __all__ = ["fast_bf16", "multiply_in_fp32"]
 def fast_bf16() -> bool:
     """Whether this processor's products of bf16 matrices are faster than those of fp32.
 
-    With AMX they are, and on AMD's processors with AVX-512 BF16 (measured: 1.6 to 1.9 times the steps). Intel's AVX-512 BF16 without AMX
+    With AMX they are, and on AMD's processors with AVX-512 BF16 (measured: 1.5 to 2.6 times the steps). Intel's AVX-512 BF16 without AMX
     gave half the rate of fp32, and without either the products are emulated. Other architectures were not measured: they multiply what
     they are given. A rule, not a probe: the same machine takes the same path.
     """

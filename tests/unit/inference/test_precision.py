@@ -28,7 +28,7 @@ def rounded(kind):
 
 
 def loss_and_gradient(base, soft):
-    """Of the first label's tokens, without an encoder's head: of its hidden states."""
+    """Loss of each answer token of the rows, and the gradient that their mean has at the soft prompt."""
     prompt = tiny.make_prompt()
     values = soft.clone().requires_grad_(True)
     family, prefix = family_of(base), Prefix(vectors=values)
