@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from retune.inference.together import attend_together
+
 __all__ = ["DENSE", "IMPLEMENTATION", "Decoding", "PackedRows", "Pass", "Prefix", "PrefixAndRows", "PrefixRun"]
 
 IMPLEMENTATION = "retune"
@@ -101,6 +103,8 @@ class PrefixAndRows:
     masks: Sequence[torch.Tensor]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        if q.device.type == "cpu" and self.size and 0 < max(self.sizes, default=0) <= DENSE:
+            return attend_together(q, k, v, scale, self.size, self.sizes, self.masks)
         prefix = PrefixRun()
         rows = [self.size, k.shape[1] - self.size]
         (first_q, q), (first_k, k), (first_v, v) = (torch.split(x, rows, 1) for x in (q, k, v))

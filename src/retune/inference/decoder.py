@@ -15,6 +15,7 @@ from retune.errors import BadInputError
 from retune.inference.attention import IMPLEMENTATION, Decoding, PackedRows, Pass, Prefix, PrefixAndRows, PrefixRun
 from retune.inference.base_model import BaseModel
 from retune.inference.inputs import EncodedRow, LabelTree, Packed, pack
+from retune.inference.lean import Asked, make_lean
 
 __all__ = [
     "LOGITS",
@@ -32,6 +33,8 @@ __all__ = [
 
 LOGITS = 2**24
 """Logits that are held at a time: 64 MiB of fp32."""
+WIDENED = 4096
+"""Rows of a bf16 output embedding that are widened at a time: all of it would be the largest thing that a step holds."""
 
 
 def run_prefix(base: BaseModel, soft_prompt: torch.Tensor) -> Prefix:
@@ -39,7 +42,7 @@ def run_prefix(base: BaseModel, soft_prompt: torch.Tensor) -> Prefix:
     run = PrefixRun()
     vectors = soft_prompt.to(base.dtype)
     positions = base.first_position + torch.arange(len(vectors), device=vectors.device)
-    hidden = run_pass(base, vectors, positions, run)
+    hidden = run_pass(base, vectors, positions, run, torch.tensor([len(vectors) - 1]))
     return Prefix(tuple(run.keys), tuple(run.values), hidden[-1])
 
 
@@ -49,21 +52,26 @@ def lay(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow]) -> P
 
 
 def run_packed(
-    base: BaseModel, prefix: Prefix | None, packed: Packed, kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    base: BaseModel,
+    prefix: Prefix | None,
+    packed: Packed,
+    kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    asked: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Hidden states of all tokens, [T, H]. kept: filled with each layer's keys and values."""
+    """Hidden states of all tokens, [T, H]. kept: filled with each layer's keys and values. asked: as for `run_pass`."""
     vectors = base.embed(packed.ids)
     masks = [mask.to(vectors.dtype) for mask in packed.masks]
-    return run_pass(base, vectors, packed.positions, PackedRows(prefix, packed.sizes, masks, kept))
+    return run_pass(base, vectors, packed.positions, PackedRows(prefix, packed.sizes, masks, kept), asked)
 
 
 def _run_together(base: BaseModel, soft_prompt: torch.Tensor, packed: Packed) -> torch.Tensor:
-    """Hidden states of the soft prompt [P, H], then of all tokens: [P + T, H]."""
+    """Hidden states of the soft prompt [P, H], then of all tokens: [P + T, H]; only those that answers are predicted from."""
     size = len(soft_prompt)
     tokens = base.embed(packed.ids)
     vectors = torch.cat([soft_prompt.to(tokens.dtype), tokens])
     positions = torch.cat([torch.arange(size, device=base.device), packed.positions])
-    return run_pass(base, vectors, positions, PrefixAndRows(size, packed.sizes, [mask.to(tokens.dtype) for mask in packed.masks]))
+    masks = [mask.to(tokens.dtype) for mask in packed.masks]
+    return run_pass(base, vectors, positions, PrefixAndRows(size, packed.sizes, masks), packed.sources + size)
 
 
 def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> torch.Tensor:
@@ -74,10 +82,10 @@ def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> tor
     if prefix is not None and prefix.vectors is not None:
         hidden = _run_together(base, prefix.vectors, packed).index_select(0, packed.sources + len(prefix.vectors))
     else:
-        hidden = _at(prefix, run_packed(base, prefix, packed), packed.sources)
+        hidden = _at(prefix, run_packed(base, prefix, packed, asked=packed.sources), packed.sources)
     weight, bias = _head(base)
     if weight.requires_grad and torch.is_grad_enabled():  # the output embedding learns too: all logits are kept for its gradient
-        logits = F.linear(hidden, weight, bias)
+        logits = F.linear(hidden, weight.to(hidden.dtype), bias)
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), packed.targets, reduction="none")
     losses: torch.Tensor = _HeadLoss.apply(hidden, weight, bias, packed.targets)  # type: ignore[no-untyped-call]
     return losses
@@ -85,7 +93,8 @@ def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> tor
 
 def logits_at(base: BaseModel, hidden: torch.Tensor) -> torch.Tensor:
     """hidden: [..., H] -> [..., V], fp32."""
-    return F.linear(hidden, *_head(base)).float()
+    weight, bias = _head(base)
+    return _logits(hidden.reshape(-1, hidden.shape[-1]), _parts(weight, hidden.dtype), bias).view(*hidden.shape[:-1], -1).float()
 
 
 @torch.no_grad()
@@ -95,11 +104,11 @@ def score_batch(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRo
     One run: each row is followed by the tree of all labels, so that neither a row nor a common beginning is read twice.
     """
     packed = pack(rows, 0 if prefix is None else prefix.size, base.device, tree)
-    hidden = run_packed(base, prefix, packed) if len(packed.ids) else packed.ids.new_empty((0, base.hidden_size), dtype=base.dtype)
     nodes = torch.from_numpy(np.arange(1, len(tree) + 1)).to(base.device)
     # A row without a prompt is followed by its nodes all the same: they stand where the rows in packed order say.
     starts = _tree_starts(rows, packed, len(tree)).to(base.device)
     places = torch.cat([packed.ends[:, None], starts[:, None] + nodes - 1], 1)  # [N, 1 + S]
+    hidden = _hidden(base, prefix, packed, places)
     source, target, label = (torch.from_numpy(x).to(base.device) for x in (tree.source, tree.target, tree.label))
     scores = torch.zeros(len(rows), int(label.max()) + 1, device=base.device)
     step = max(1, LOGITS // (places.shape[1] * base.vocabulary))
@@ -126,7 +135,7 @@ def generate_steps(
     size = 0 if prefix is None else prefix.size
     packed = pack(rows, size, base.device)
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    hidden = run_packed(base, prefix, packed, kept) if len(packed.ids) else packed.ids.new_empty((0, base.hidden_size), dtype=base.dtype)
+    hidden = _hidden(base, prefix, packed, packed.ends, kept)
     last = _at(prefix, hidden, packed.ends)  # [N, H]
     lengths = torch.tensor([len(row) for row in rows], device=base.device)
     cache = _room(base, prefix, kept, packed, lengths, max_new_tokens)
@@ -153,10 +162,11 @@ class _HeadLoss(torch.autograd.Function):
         losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         step = max(1, LOGITS // len(weight))
+        parts = _parts(weight, hidden.dtype)
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
             target = targets[part, None]
-            logits = F.linear(hidden[part], weight, bias).to(losses.dtype)  # [n, V]
+            logits = _logits(hidden[part], parts, bias).to(losses.dtype)  # [n, V]
             if gradient is None:
                 losses[part] = (logits.logsumexp(1, keepdim=True) - logits.gather(1, target))[:, 0]
                 continue
@@ -164,7 +174,7 @@ class _HeadLoss(torch.autograd.Function):
             shares = logits.softmax(1)
             losses[part] = (largest - shares.gather(1, at).log() - logits.gather(1, target))[:, 0]
             shares.scatter_add_(1, target, shares.new_full(target.shape, -1.0))
-            gradient[part] = shares.to(weight.dtype) @ weight
+            gradient[part] = _vectors(shares.to(hidden.dtype), parts)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return losses
@@ -179,20 +189,67 @@ _NO_MASK = torch.zeros(1, 1, 1, 1)
 """A mask of four dimensions is passed through by transformers: none is built, the pass has its own."""
 
 
-def run_pass(base: BaseModel, vectors: torch.Tensor, positions: torch.Tensor, over: Pass) -> torch.Tensor:
-    """One run of the frozen model. vectors: [T, H]; positions: [T]. Returns the hidden states [T, H]."""
+def run_pass(
+    base: BaseModel, vectors: torch.Tensor, positions: torch.Tensor, over: Pass, asked: torch.Tensor | None = None
+) -> torch.Tensor:
+    """One run of the frozen model. vectors: [T, H]; positions: [T]. Returns the hidden states [T, H].
+
+    asked: places of a decoder's hidden states that will be read, any shape, negative ones apart; the others may be anything.
+    """
     model = base.model
     if model.config._attn_implementation != IMPLEMENTATION:
         model.set_attn_implementation(IMPLEMENTATION)
+        if base.family == "decoder":
+            make_lean(model)
+    if asked is not None:
+        places = torch.unique(asked[asked >= 0])
+        if 0 < 2 * len(places) <= len(vectors):  # keys and values of all, then queries and all else of these, cost less than all of all
+            over = Asked(over, places)
     out = model.base_model(inputs_embeds=vectors[None], position_ids=positions[None], attention_mask=_NO_MASK, use_cache=False, retune=over)
     hidden: torch.Tensor = out.last_hidden_state[0]
     return hidden.to(base.device)  # a sharded model leaves it where its last layer is
 
 
 def _head(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight [V, H] and bias [V] of the output embedding, of the hidden states' type."""
+    """Weight [V, H] and bias [V] of the output embedding."""
     head = base.model.get_output_embeddings()
-    return head.weight.to(base.dtype), head.bias
+    return head.weight, head.bias
+
+
+def _parts(weight: torch.Tensor, dtype: torch.dtype) -> Sequence[torch.Tensor]:
+    """Rows of the output embedding that are multiplied at a time: all, but where they must be widened."""
+    return torch.split(weight, len(weight) if weight.dtype == dtype else WIDENED)
+
+
+def _logits(hidden: torch.Tensor, parts: Sequence[torch.Tensor], bias: torch.Tensor | None) -> torch.Tensor:
+    """hidden: [n, H] -> [n, V]"""
+    if len(parts) == 1:
+        return F.linear(hidden, parts[0].to(hidden.dtype), bias)
+    logits = hidden.new_empty(len(hidden), sum(map(len, parts)))
+    for own, part in zip(torch.split(logits, [len(part) for part in parts], 1), parts, strict=True):
+        torch.mm(hidden, part.to(hidden.dtype).T, out=own)
+    return logits if bias is None else logits.add_(bias)
+
+
+def _vectors(shares: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """shares: [n, V] -> [n, H], the sum of the output embedding's rows in these shares."""
+    vectors = shares.new_zeros(len(shares), parts[0].shape[1])
+    for own, part in zip(torch.split(shares, [len(part) for part in parts], 1), parts, strict=True):
+        vectors.addmm_(own, part.to(shares.dtype))
+    return vectors
+
+
+def _hidden(
+    base: BaseModel,
+    prefix: Prefix | None,
+    packed: Packed,
+    asked: torch.Tensor,
+    kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+) -> torch.Tensor:
+    """`run_packed`, of no tokens too."""
+    if not len(packed.ids):
+        return packed.ids.new_empty((0, base.hidden_size), dtype=base.dtype)
+    return run_packed(base, prefix, packed, kept, asked)
 
 
 def _at(prefix: Prefix | None, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
