@@ -193,7 +193,8 @@ def _attention(
         attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **named)
         return attended, None
     layer: Any = module.layer_idx
-    return retune.attend(layer, query[0], key[0], value[0], scaling or query.shape[-1] ** -0.5)[None], None
+    q, k, v = (x.squeeze(0) for x in (query, key, value))  # unlike x[0] it is a view backwards too
+    return retune.attend(layer, q, k, v, scaling or q.shape[-1] ** -0.5)[None], None
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)

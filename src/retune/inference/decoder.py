@@ -82,7 +82,7 @@ def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> tor
     if prefix is not None and prefix.vectors is not None:
         hidden = _run_together(base, prefix.vectors, packed).index_select(0, packed.sources + len(prefix.vectors))
     else:
-        hidden = _at(prefix, run_packed(base, prefix, packed, asked=packed.sources), packed.sources)
+        hidden = _at(prefix, _hidden(base, prefix, packed, packed.sources), packed.sources)
     weight, bias = _head(base)
     if weight.requires_grad and torch.is_grad_enabled():  # the output embedding learns too: all logits are kept for its gradient
         logits = F.linear(hidden, weight.to(hidden.dtype), bias)
@@ -137,7 +137,7 @@ def generate_steps(
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     hidden = _hidden(base, prefix, packed, packed.ends, kept)
     last = _at(prefix, hidden, packed.ends)  # [N, H]
-    lengths = torch.tensor([len(row) for row in rows], device=base.device)
+    lengths = torch.tensor([len(row.read) for row in rows], device=base.device)
     cache = _room(base, prefix, kept, packed, lengths, max_new_tokens)
     draws = generators(rows) if temperature > 0 else []
     done = [False] * len(rows)
@@ -265,8 +265,8 @@ def _tree_starts(rows: Sequence[EncodedRow], packed: Packed, nodes: int) -> torc
     """Place of the first node after each row, in the rows' own order, [N]."""
     starts, at = torch.zeros(len(rows), dtype=torch.long), 0
     for number in packed.order:
-        starts[number] = at + len(rows[number])
-        at += len(rows[number]) + nodes
+        starts[number] = at + len(rows[number].read)
+        at += len(rows[number].read) + nodes
     return starts
 
 

@@ -44,6 +44,11 @@ class EncodedRow:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
 
+    @property
+    def read(self) -> Sequence[int]:
+        """What a model reads of it: all but the answer's last token, which is predicted and predicts nothing."""
+        return [*self.prompt, *self.answer[:-1]]
+
 
 class LabelTree:
     """Token sequences as a tree: what they begin with in common is read once. Its nodes are their proper beginnings, 1 token or longer."""
@@ -104,19 +109,20 @@ class Packed:
 
 def pack(rows: Sequence[EncodedRow], size: int, device: torch.device | None = None, tree: LabelTree | None = None) -> Packed:
     """size: P. tree: continuations that are laid after each row, each node seeing its row and its own beginning."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    texts = [row.read for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(texts[i]))
     more = 0 if tree is None else len(tree)
-    lengths = [len(rows[i]) for i in order]
+    lengths = [len(texts[i]) for i in order]
     starts = [0, *accumulate(length + more for length in lengths)]
     ids, positions, sources, targets, owners = [], [], [], [], []
     ends = np.zeros(len(rows), dtype=np.int64)
     for i, start, length in zip(order, starts, lengths, strict=False):
         row = rows[i]
-        ids.append(np.array([*row.prompt, *row.answer], dtype=np.int64))
+        ids.append(np.array(texts[i], dtype=np.int64))
         positions.append(np.arange(size, size + length))
         ends[i] = start + length - 1 if length else -1
         first = start + len(row.prompt) - 1 if row.prompt else -1
-        sources.append(np.array([first, *range(start + len(row.prompt), start + length - 1)][: len(row.answer)], dtype=np.int64))
+        sources.append(np.array([first, *range(start + len(row.prompt), start + length)][: len(row.answer)], dtype=np.int64))
         targets.append(np.array(row.answer, dtype=np.int64))
         owners.append(np.full(len(row.answer), i, dtype=np.int64))
         if tree is not None and more:

@@ -37,8 +37,8 @@ class _Together(torch.autograd.Function):
         """sizes, masks: the virtual tokens' first."""
         out = torch.empty_like(q.transpose(0, 1), memory_format=torch.contiguous_format)
         weights = []
-        for (own, keys, values), mask in zip(_laid(q, k * scale, v, sizes), masks, strict=True):
-            scores = torch.baddbmm(mask, q[:, own], keys.transpose(1, 2))
+        for (own, keys, values), mask in zip(_laid(q, k, v, sizes), masks, strict=True):
+            scores = torch.baddbmm(mask, q[:, own], keys.transpose(1, 2), alpha=scale)
             weights.append(torch.softmax(scores, -1, out=scores))
             out[own] = (weights[-1] @ values).transpose(0, 1)
         ctx.save_for_backward(q, k, v, *weights)
@@ -50,13 +50,13 @@ class _Together(torch.autograd.Function):
         q, k, v, *weights = ctx.saved_tensors
         given = upstream[0].transpose(0, 1)  # [H, T, D]
         to_q, to_k, to_v = (torch.empty_like(x) for x in (q, k, v))
-        for (own, keys, values), weight in zip(_laid(q, k * ctx.scale, v, ctx.sizes), weights, strict=True):
+        for (own, keys, values), weight in zip(_laid(q, k, v, ctx.sizes), weights, strict=True):
             slope = given[:, own] @ values.transpose(1, 2)
             torch.ops.aten._softmax_backward_data.out(slope, weight, -1, weight.dtype, grad_input=slope)
             to_q[:, own] = slope @ keys
             _spread(to_k, slope.transpose(1, 2) @ q[:, own], own, ctx.sizes[0])
             _spread(to_v, weight.transpose(1, 2) @ given[:, own], own, ctx.sizes[0])
-        return to_q, to_k.mul_(ctx.scale), to_v, None, None, None
+        return to_q.mul_(ctx.scale), to_k.mul_(ctx.scale), to_v, None, None, None
 
 
 def _laid(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:

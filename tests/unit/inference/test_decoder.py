@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from retune.inference import attention, decoder, families, inputs
+from retune.inference.attention import Prefix
 from retune.inference.base_model import ARCHITECTURES
 from retune.inference.decoder import answer_losses, logits_at, run_packed, run_prefix
 from retune.inference.inputs import EncodedRow, LabelTree, pack
@@ -82,10 +83,12 @@ def test_the_logits_of_all_packed_tokens_are_those_of_each_row_alone(base, soft)
 
 
 @pytest.mark.parametrize(("chunk", "dense"), [(1, 512), (10**6, 512), (128, 0)], ids=["row by row", "all in one", "torch's attention"])
-def test_neither_chunks_nor_the_kernel_change_a_loss_or_its_gradient(base, monkeypatch, chunk, dense):
+@pytest.mark.parametrize("together", [False, True])
+def test_neither_chunks_nor_the_kernel_change_a_loss_or_its_gradient(base, monkeypatch, chunk, dense, together):
     def loss_and_gradient():
         soft = tiny.make_soft_prompt(base, 6).requires_grad_(True)
-        loss = answer_losses(base, run_prefix(base, soft), pack(ANSWERED, 6)).mean()
+        prefix = Prefix(vectors=soft) if together else run_prefix(base, soft)
+        loss = answer_losses(base, prefix, pack(ANSWERED, 6)).mean()
         loss.backward()
         return loss.detach(), soft.grad
 
@@ -141,6 +144,18 @@ def test_rows_without_a_prompt_are_answered_by_the_soft_prompt_alone(base):
     soft = tiny.make_soft_prompt(base)
     empty = EncodedRow([])
     assert generate_batch(base, soft, [empty, *ROWS], 6) == [generate_batch(base, soft, [row], 6)[0] for row in [empty, *ROWS]]
+
+
+def test_a_batch_of_which_nothing_is_read_trains_the_soft_prompt(base):
+    rows, losses, gradients = [EncodedRow([], [7]), EncodedRow([], [9])], [], []
+    for together in (True, False):
+        soft = tiny.make_soft_prompt(base).requires_grad_(True)
+        losses.append(answer_losses(base, Prefix(vectors=soft) if together else run_prefix(base, soft), pack(rows, len(soft))))
+        losses[-1].sum().backward()
+        gradients.append(soft.grad)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+    assert gradients[0].abs().max() > 0.1
 
 
 def test_a_sliding_window_bounds_the_context(llama):

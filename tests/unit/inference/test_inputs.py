@@ -10,11 +10,11 @@ OPEN, SHUT = 0.0, float("-inf")
 
 
 def test_rows_lie_end_to_end_the_shortest_first_at_positions_after_the_soft_prompt():
-    packed = pack(ROWS, 2)
-    assert packed.ids.tolist() == [9, 4, 1, 5, 6, 7, 8, 1]
-    assert packed.positions.tolist() == [2, 2, 3, 2, 3, 4, 5, 6]
+    packed = pack(ROWS, 2)  # an answer's last token predicts nothing: it is not read
+    assert packed.ids.tolist() == [9, 4, 5, 6, 7, 8]
+    assert packed.positions.tolist() == [2, 2, 2, 3, 4, 5]
     assert packed.order == (1, 2, 0)
-    assert packed.ends.tolist() == [7, 0, 2]
+    assert packed.ends.tolist() == [5, 0, 1]
 
 
 def test_each_answer_token_is_predicted_by_the_token_before_it_or_by_the_soft_prompt():
@@ -22,8 +22,8 @@ def test_each_answer_token_is_predicted_by_the_token_before_it_or_by_the_soft_pr
     assert list(zip(packed.owners.tolist(), packed.sources.tolist(), packed.targets.tolist(), strict=True)) == [
         (2, -1, 4),
         (2, 1, 1),
-        (0, 5, 8),
-        (0, 6, 1),
+        (0, 4, 8),
+        (0, 5, 1),
     ]
 
 

@@ -5,6 +5,7 @@ import tiny
 import torch
 from peft import PeftModel, PromptTuningConfig, get_peft_model
 
+from retune.inference.attention import Prefix
 from retune.inference.base_model import ARCHITECTURES
 from retune.inference.decoder import answer_losses, logits_at, run_packed, run_prefix, score_batch
 from retune.inference.inputs import EncodedRow, LabelTree, pack
@@ -46,12 +47,12 @@ def test_loss_and_gradient_are_pefts(kind, size, padding, dtype):
         expected += loss.item()
     gradient = theirs.prompt_encoder["default"].embedding.weight.grad
 
-    tuned = soft.clone().requires_grad_(True)
-    loss = answer_losses(base, run_prefix(base, tuned), pack(ROWS, size)).mean()
-    loss.backward()
-
-    assert loss.item() == pytest.approx(expected, rel=loss_tolerance)
-    assert ((tuned.grad - gradient).norm() / gradient.norm()).item() < gradient_tolerance
+    for run in (lambda vectors: Prefix(vectors=vectors), lambda vectors: run_prefix(base, vectors)):  # with the rows, and before them
+        tuned = soft.clone().requires_grad_(True)
+        loss = answer_losses(base, run(tuned), pack(ROWS, size)).mean()
+        loss.backward()
+        assert loss.item() == pytest.approx(expected, rel=loss_tolerance)
+        assert ((tuned.grad - gradient).norm() / gradient.norm()).item() < gradient_tolerance
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
@@ -83,7 +84,7 @@ def test_peft_loads_the_adapter_of_a_release_and_computes_the_same(kind, tmp_pat
     with torch.no_grad():
         expected = theirs(input_ids=batch.ids, attention_mask=batch.mask).logits[:, len(soft) :]
         found = logits_at(base, run_packed(base, run_prefix(base, soft), packed))
-    in_order = torch.cat([expected[i, : len(ROWS[i])] for i in packed.order])
+    in_order = torch.cat([expected[i, : len(ROWS[i].read)] for i in packed.order])
     torch.testing.assert_close(found, in_order, rtol=0, atol=2e-5)
 
 
