@@ -9,9 +9,10 @@ candidates of a block of texts at a time. A shingle of one text alone makes nobo
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -114,36 +115,35 @@ def _sets(texts: Iterable[str]) -> tuple[Ints, Any]:
     words, counts = _words(texts)
     text_of, shingle = _numbered(words, counts)
     del words
-    # By shingle, then by text: the same shingle twice in a text stands side by side.
-    text_of = text_of[np.argsort(shingle, kind="stable")]
+    # Two numbers in one are sorted many times faster than an order is found for them: first (shingle, text), then (text, column).
+    text_of = text_of[np.argsort(shingle)]
     shingle.sort()
-    once = np.ones(len(shingle), dtype=bool)
-    once[1:] = (shingle[1:] != shingle[:-1]) | (text_of[1:] != text_of[:-1])
-    shingle, text_of = shingle[once], text_of[once]
+    both = np.cumsum(np.diff(shingle, prepend=shingle[:1]) != 0) * len(counts) + text_of
+    del shingle, text_of
+    both.sort()
+    shingle, text_of = np.divmod(both[np.diff(both, prepend=-1) != 0], max(1, len(counts)))
+    del both
     sizes = np.bincount(text_of, minlength=len(counts))
-    begins = np.flatnonzero(np.concatenate([[True], shingle[1:] != shingle[:-1]])) if len(shingle) else np.zeros(0, dtype=np.int64)
-    del shingle
-    frequency = np.diff(np.append(begins, len(text_of)))
-    several = np.repeat(frequency > 1, frequency)
-    text_of, frequency = text_of[several], frequency[frequency > 1]
-    rank = np.empty(len(frequency), dtype=np.int32)
-    rank[np.argsort(frequency, kind="stable")] = np.arange(len(frequency), dtype=np.int32)
-    column = np.repeat(rank, frequency)
-    order = np.lexsort((column, text_of))
+    frequency = np.bincount(shingle)
+    shared = np.flatnonzero(frequency > 1)
+    column = np.empty(len(frequency), dtype=np.int64)
+    column[shared[np.argsort(frequency[shared], kind="stable")]] = np.arange(len(shared))
+    several = frequency[shingle] > 1
+    both = text_of[several] * max(1, len(shared)) + column[shingle[several]]
+    both.sort()
+    del shingle, text_of
+    text_of, columns = np.divmod(both, max(1, len(shared)))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(text_of, minlength=len(counts)))])
-    ones = np.ones(len(column), dtype=np.int8)
-    return sizes, sparse.csr_matrix((ones, column[order], indptr), shape=(len(counts), len(frequency)))
+    ones = np.ones(len(columns), dtype=np.int8)
+    return sizes, sparse.csr_matrix((ones, columns.astype(np.int32), indptr), shape=(len(counts), len(shared)))
 
 
 def _words(texts: Iterable[str]) -> tuple[npt.NDArray[np.int32], Ints]:
     """The words of all texts as numbers from 1, and how many each text has; a text without words is a word of its own."""
-    numbers: dict[str, int] = {}
+    numbers: defaultdict[str, int] = defaultdict(count(1).__next__)
     pieces, counts = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)]
     source = iter(texts)
     while chunk := [_WORD.findall(text.casefold()) or [text] for text in islice(source, _TEXTS)]:
-        for word in chain.from_iterable(chunk):
-            if word not in numbers:
-                numbers[word] = len(numbers) + 1
         counts.append(np.array([len(words) for words in chunk], dtype=np.int64))
         flat = map(numbers.__getitem__, chain.from_iterable(chunk))
         pieces.append(np.fromiter(flat, dtype=np.int32, count=int(counts[-1].sum())))
@@ -199,7 +199,7 @@ def _candidates(text_of: Ints, shingle: npt.NDArray[np.int32]) -> Iterator[tuple
     before[order] = np.arange(len(grouped)) - starts
     del order, grouped, begin, starts
     total = np.cumsum(before)
-    count = int(text_of.max(initial=0)) + 1
+    most = int(text_of.max(initial=0)) + 1
 
     def pairs(first: int, last: int) -> tuple[Ints, Ints]:
         several = before[first:last]
@@ -221,9 +221,9 @@ def _candidates(text_of: Ints, shingle: npt.NDArray[np.int32]) -> Iterator[tuple
                 done = total[at - 1] if at else 0
                 cut = min(end, max(int(np.searchsorted(total, done + _CANDIDATES, side="right")), at + 1))
                 later, earlier = pairs(at, cut)
-                found = np.union1d(found, later * count + earlier)
+                found = np.union1d(found, later * most + earlier)
                 at = cut
-            later, earlier = np.divmod(found, count)
+            later, earlier = np.divmod(found, most)
             yield later, earlier
         at = end
 
