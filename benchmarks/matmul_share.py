@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from models import B, body_parameters, random_base, random_rows, retune_loop, start_prompt
+from models import B, random_base, random_rows, retune_loop, start_prompt
 from rows import Row, of_rounds, say
 from torch.profiler import ProfilerActivity, profile
 
@@ -20,9 +20,25 @@ ROUNDS, PROFILES = 5, 2
 CASES = (("5M", 32_000, 100), ("30M", 32_000, 100), ("125M", 32_000, 100))
 QUICK = ("5M", 4_000, 20)
 KINDS = {
-    "matmul": {"mm", "addmm", "linear", "mkldnn_linear"},
+    "matmul": {"mm", "addmm", "addmm_", "linear", "mkldnn_linear"},
     "attention": {"bmm", "baddbmm", "baddbmm_"},
-    "elementwise": {"add", "add_", "sub", "mul", "mul_", "div", "neg", "pow", "rsqrt", "mean", "sum", "silu", "silu_backward"},
+    "elementwise": {
+        "add",
+        "add_",
+        "sub",
+        "mul",
+        "mul_",
+        "div",
+        "neg",
+        "pow",
+        "rsqrt",
+        "mean",
+        "sum",
+        "silu",
+        "silu_backward",
+        "addcmul_",
+        "linalg_vector_norm",
+    },
     "copies": {"copy_", "cat", "clone", "index_select", "index_add_", "slice_backward", "contiguous"},
 }
 """torch's operations; the softmax is told apart by its shape."""
@@ -41,12 +57,10 @@ def _measured(size: str, vocab: int, soft: int, rounds: int) -> list[Row]:
     shares, rates, reached = [], [], []
     for number in range(rounds + 1):
         rows = random_rows(B, vocab, number)
-        products = _products(base, rows, soft)
+        products, flops = _products(base, rows, soft)
         seconds, alone = step(rows), _seconds(products)
         if not number:
             continue
-        tokens, answers = sum(map(len, rows)) + soft, sum(len(row.answer) for row in rows)
-        flops = 4 * body_parameters(base) * tokens + 4 * answers * vocab * base.hidden_size
         rates.append(flops / alone / 1e9)
         reached.append(flops / seconds / 1e9)
         shares.append(100 * alone / seconds)
@@ -58,23 +72,31 @@ def _measured(size: str, vocab: int, soft: int, rounds: int) -> list[Row]:
     ]
 
 
-def _products(base: BaseModel, rows: Sequence[EncodedRow], soft: int) -> list[Callable[[], torch.Tensor]]:
-    """All products with a frozen weight that a step needs: forward and back, for the virtual tokens, the rows and the answers' logits."""
-    counts = {"rows": sum(map(len, rows)), "soft": soft}
-    found: list[Callable[[], torch.Tensor]] = []
+def _products(base: BaseModel, rows: Sequence[EncodedRow], soft: int) -> tuple[list[Callable[[], torch.Tensor]], int]:
+    """All products with a frozen weight that a step needs, forward and back, and their floating-point operations.
 
-    def both_ways(weight: torch.Tensor, tokens: int) -> None:
+    Of the last layer and of the output embedding only what answers are predicted from is needed; of the last layer keys and values of all.
+    """
+    tokens, answers = soft + sum(len(row.read) for row in rows), sum(len(row.answer) for row in rows)
+    found: list[Callable[[], torch.Tensor]] = []
+    flops = 0
+
+    def both_ways(weight: torch.Tensor, count: int) -> None:
+        nonlocal flops
         outs, ins = weight.shape
-        x, gradient = torch.randn(tokens, ins), torch.randn(tokens, outs)
+        x, gradient = torch.randn(count, ins), torch.randn(count, outs)
         found.append(lambda: F.linear(x, weight))
         found.append(lambda: gradient @ weight)
+        flops += 4 * count * weight.numel()
 
-    for module in base.model.base_model.modules():
-        if isinstance(module, torch.nn.Linear):
-            for tokens in counts.values():
-                both_ways(module.weight, tokens)
-    both_ways(base.model.get_output_embeddings().weight, sum(len(row.answer) for row in rows))
-    return found
+    *layers, last = base.model.base_model.layers
+    for layer in (*layers, last):
+        for name, module in layer.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                everywhere = layer is not last or name.endswith(("k_proj", "v_proj"))
+                both_ways(module.weight, tokens if everywhere else answers)
+    both_ways(base.model.get_output_embeddings().weight, answers)
+    return found, flops
 
 
 @torch.no_grad()

@@ -27,7 +27,6 @@ __all__ = [
     "SIZES",
     "B",
     "PeftTrainer",
-    "body_parameters",
     "collate",
     "peft_loop",
     "random_base",
@@ -76,12 +75,6 @@ def random_base(size: str, vocab: int, dtype: torch.dtype = torch.float32) -> Ba
     if dtype == torch.bfloat16 and not fast_bf16():  # as a model is loaded
         multiply_in_fp32(model)
     return BaseModel(model, SimpleNamespace(eos_token_id=None), "", "")
-
-
-def body_parameters(base: BaseModel) -> int:
-    """Those of all layers; the embeddings, which are the output's too, do not count."""
-    total = sum(p.numel() for p in base.model.parameters())
-    return int(total - base.model.get_input_embeddings().weight.numel())
 
 
 def start_prompt(size: str, soft: int) -> torch.Tensor:
