@@ -20,28 +20,12 @@ ROUNDS, PROFILES = 5, 2
 CASES = (("5M", 32_000, 100), ("30M", 32_000, 100), ("125M", 32_000, 100))
 QUICK = ("5M", 4_000, 20)
 KINDS = {
-    "matmul": {"mm", "addmm", "addmm_", "linear", "mkldnn_linear"},
-    "attention": {"bmm", "baddbmm", "baddbmm_"},
-    "elementwise": {
-        "add",
-        "add_",
-        "sub",
-        "mul",
-        "mul_",
-        "div",
-        "neg",
-        "pow",
-        "rsqrt",
-        "mean",
-        "sum",
-        "silu",
-        "silu_backward",
-        "addcmul_",
-        "linalg_vector_norm",
-    },
-    "copies": {"copy_", "cat", "clone", "index_select", "index_add_", "slice_backward", "contiguous"},
+    "matmul": {"mm", "addmm", "linear", "mkldnn_linear"},
+    "attention": {"bmm", "baddbmm"},
+    "elementwise": {"add", "addcmul", "sub", "mul", "div", "neg", "pow", "square", "rsqrt", "mean", "sum", "silu", "linalg_vector_norm"},
+    "copies": {"copy", "cat", "clone", "contiguous", "fill", "index_select", "index_add", "index_copy"},
 }
-"""torch's operations; the softmax is told apart by its shape."""
+"""torch's operations, in place and backward ones by the same name; the softmax is told apart by its shape."""
 
 
 def measure(quick: bool) -> list[Row]:
@@ -128,7 +112,7 @@ def _spent(shown: str, step: Callable[[], object]) -> list[Row]:
 
 def _kind(name: str, shapes: Sequence[Sequence[int]]) -> str | None:
     for kind, names in KINDS.items():
-        if name in names:
+        if name.removesuffix("_backward").removesuffix("_") in names:
             return kind
     if "softmax" in name or "logsumexp" in name:  # attention's have three dimensions, the answers' logits two
         return "attention" if shapes and len(shapes[0]) > 2 else "loss"

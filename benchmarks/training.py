@@ -1,15 +1,15 @@
 """Training samples per second: PEFT under transformers' Trainer against Retune, the same rows, weights, threads and precision.
 
-Run as a program it measures one case and prints its rows as JSON: the allocator's settings are read at a process' start.
+Each side is a process of its own (run as a program this is one), so that neither works in what the other left of the heap. Retune's keeps
+freed memory, as stage tune does; the Trainer's is as its defaults are, and the part `allocator` measures both with and without.
 """
 
 import json
-import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from rows import Row, of_rounds, ratios, say, skipped
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from retune.inference.inputs import EncodedRow
+from retune.prompt_tuning.allocator import keep_freed_memory
 
 __all__ = ["measure", "measure_allocator"]
 
@@ -33,8 +34,6 @@ POOL = 50 * 4 * B
 """Rows of which the Trainer's length grouping makes its batches: four of its groups of 50 batches."""
 ONEDNN_ERROR = 1e-6
 """Relative error up to which oneDNN's matrix products count as fp32."""
-TUNED = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-"""glibc keeps what was freed instead of handing it back to the kernel after each step."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +74,19 @@ def measure(quick: bool) -> list[Row]:
 
 
 def measure_allocator(quick: bool) -> list[Row]:
-    """One case again in processes of its own, with glibc's allocator as it is and tuned."""
+    """One case again, each side with glibc's allocator as it is and keeping what was freed."""
     case, batches, rounds = (QUICK, 1, 1) if quick else (ALLOCATOR, 2, 3)
-    found = {}
-    for name, settings in (("as it is", {}), ("tuned", TUNED)):
-        say(f"allocator {name}")
-        command = [sys.executable, str(Path(__file__)), json.dumps([case.size, case.vocab, case.soft, batches, rounds])]
-        out = subprocess.run(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True).stdout
-        found[name] = json.loads(out.splitlines()[-1])
-    tuned, plain = found["tuned"], found["as it is"]
-    figure, shown = "allocator", f"{case}, fp32, random batches, large MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_"
-    return [
-        ratios(figure, f"{shown}: PEFT + Trainer / Retune, both tuned", tuned["trainer"], tuned["retune"]),
-        ratios(figure, f"{shown}: PEFT + Trainer tuned / Retune as it is", tuned["trainer"], plain["retune"]),
-        ratios(figure, f"{shown}: PEFT + Trainer as it is / tuned", plain["trainer"], tuned["trainer"]),
-        ratios(figure, f"{shown}: Retune as it is / tuned", plain["retune"], tuned["retune"]),
-    ]
+    sides = {f"{name} {kind}": Side(name, case, keep=kind == "tuned") for name in ("trainer", "retune") for kind in ("as it is", "tuned")}
+    with _started(sides) as loops:
+        seconds = _interleaved(loops, [random_rows(batches * B, case.vocab, number) for number in range(rounds + 1)])
+    figure, shown = "allocator", f"{case}, fp32, random batches, an allocator that keeps what was freed"
+    pairs = {
+        "PEFT + Trainer / Retune, both tuned": ("trainer tuned", "retune tuned"),
+        "PEFT + Trainer tuned / Retune as it is": ("trainer tuned", "retune as it is"),
+        "PEFT + Trainer as it is / tuned": ("trainer as it is", "trainer tuned"),
+        "Retune as it is / tuned": ("retune as it is", "retune tuned"),
+    }
+    return [ratios(figure, f"{shown}: {name}", seconds[slow], seconds[fast]) for name, (slow, fast) in pairs.items()]
 
 
 def _measured(case: Case) -> list[Row]:
@@ -99,26 +95,25 @@ def _measured(case: Case) -> list[Row]:
     if case.logits_bytes > free:
         reason = f"PEFT's logits need about {case.logits_bytes / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
         return [skipped(FIGURE, f"{case}, fp32", reason)]
-    base, model = random_base(case.size, case.vocab), random_model(case.size, case.vocab)
-    start = start_prompt(case.size, case.soft)
-    loops: dict[str, Loop] = {"trainer": PeftTrainer(with_peft(model, start)), "retune": retune_loop(base, start)}
+    sides = {"trainer": Side("trainer", case), "retune": Side("retune", case)}
     missing: list[Row] = []
     if case.precisions:
-        more, missing = _precisions(case, start, loops["retune"])
-        loops |= more
-    seconds, samples = _rounds(case, loops)
+        more, missing = _precisions(case)
+        sides |= more
+    with _started(sides) as loops:
+        seconds, samples = _rounds(case, loops)
     rows = [
         ratios(FIGURE, f"{case}, fp32: PEFT + Trainer, random batches / Retune", seconds["trainer"], seconds["retune"]),
         ratios(FIGURE, f"{case}, fp32: PEFT + Trainer, grouped by length / Retune", seconds["trainer grouped"], seconds["retune grouped"]),
         of_rounds(RATE, f"{case}, fp32: PEFT + Trainer, random batches", [samples / s for s in seconds["trainer"]], "samples/s"),
         of_rounds(RATE, f"{case}, fp32: Retune, the same batches", [samples / s for s in seconds["retune"]], "samples/s"),
     ]
-    if "retune oneDNN" in loops:
+    if "retune oneDNN" in sides:
         onednn = f"{case}, fp32 by oneDNN"
         rows.append(ratios(FIGURE, f"{onednn}: PEFT + Trainer, random batches / Retune", seconds["trainer"], seconds["retune oneDNN"]))
         grouped = seconds["trainer grouped"], seconds["retune oneDNN grouped"]
         rows.append(ratios(FIGURE, f"{onednn}: PEFT + Trainer, grouped by length / Retune", *grouped))
-    if "retune bf16" in loops:
+    if "retune bf16" in sides:
         for name, baseline in (("fp32", "trainer"), ("bf16", "trainer bf16")):
             for kind, suffix in (("random batches", ""), ("grouped by length", " grouped")):
                 shown = f"{case}, bf16 weights: PEFT + Trainer in {name}, {kind} / Retune"
@@ -126,9 +121,9 @@ def _measured(case: Case) -> list[Row]:
     return rows + missing
 
 
-def _precisions(case: Case, start: torch.Tensor, retune: Loop) -> tuple[dict[str, Loop], list[Row]]:
-    """Loops with oneDNN's products and with bf16 weights, and the rows that say why there is none."""
-    loops: dict[str, Loop] = {}
+def _precisions(case: Case) -> tuple[dict[str, "Side"], list[Row]]:
+    """Sides with oneDNN's products and with bf16 weights, and the rows that say why there is none."""
+    sides: dict[str, Side] = {}
     missing: list[Row] = []
     error, same = _onednn_probe(case.size)
     if same:
@@ -136,13 +131,12 @@ def _precisions(case: Case, start: torch.Tensor, retune: Loop) -> tuple[dict[str
     elif error >= ONEDNN_ERROR:
         missing.append(skipped(FIGURE, f"{case}, fp32 by oneDNN", f"relative error {error:.0e}"))
     else:
-        loops["retune oneDNN"] = _by_onednn(retune)
+        sides["retune oneDNN"] = Side("retune", case, onednn=True)
     if _has_bf16():
-        small, reference = random_base(case.size, case.vocab, torch.bfloat16), random_model(case.size, case.vocab, torch.bfloat16)
-        loops |= {"trainer bf16": PeftTrainer(with_peft(reference, start)), "retune bf16": retune_loop(small, start)}
+        sides |= {"trainer bf16": Side("trainer", case, bf16=True), "retune bf16": Side("retune", case, bf16=True)}
     else:
         missing.append(skipped(FIGURE, f"{case}, bf16 weights", "this CPU has neither avx512_bf16 nor amx_bf16"))
-    return loops, missing
+    return sides, missing
 
 
 def _rounds(case: Case, loops: dict[str, Loop]) -> tuple[dict[str, list[float]], int]:
@@ -170,6 +164,12 @@ def _rounds(case: Case, loops: dict[str, Loop]) -> tuple[dict[str, list[float]],
     return seconds, batches * B
 
 
+def _interleaved(loops: dict[str, Loop], batches: Sequence[Sequence[EncodedRow]]) -> dict[str, list[float]]:
+    """Seconds of each loop on each of the batches but the first, in turn."""
+    seconds = [{name: loop(rows) for name, loop in loops.items()} for rows in batches]
+    return {name: [found[name] for found in seconds[1:]] for name in loops}
+
+
 def _grouped(rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
     """Batches as `train_sampling_strategy="group_by_length"` makes them, those of the longest rows first."""
     order = get_length_grouped_indices([len(row) for row in rows], B, generator=torch.Generator().manual_seed(0))
@@ -182,24 +182,9 @@ def _has_bf16() -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-@contextmanager
-def _onednn() -> Iterator[None]:
+def _onednn(on: bool) -> None:
     """fp32 products by oneDNN, which may take bf16 parts where that is quicker; on many CPUs it computes in fp32 all the same."""
-    setting = torch.backends.mkldnn.matmul
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
-
-
-def _by_onednn(loop: Loop) -> Loop:
-    def run(rows: Sequence[EncodedRow]) -> float:
-        with _onednn():
-            return loop(rows)
-
-    return run
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if on else "none"
 
 
 def _onednn_probe(size: str) -> tuple[float, bool]:
@@ -211,27 +196,64 @@ def _onednn_probe(size: str) -> tuple[float, bool]:
         x, weight = (torch.randn(n, ins, generator=generator) for n in (512, outs))
         for a, b in ((x, weight), (F.linear(x, weight), weight.t().contiguous())):
             plain = F.linear(a, b)
-            with _onednn():
-                found = F.linear(a, b)
+            _onednn(True)
+            found = F.linear(a, b)
+            _onednn(False)
             exact = F.linear(a.double(), b.double())
             error = max(error, float((found - exact).norm() / exact.norm()))
             same = same and torch.equal(plain, found)
     return error, same
 
 
+@dataclass(frozen=True)
+class Side:
+    """A loop in a process of its own."""
+
+    name: str
+    """trainer or retune."""
+    case: Case
+    bf16: bool = False
+    onednn: bool = False
+    keep: bool | None = None
+    """Whether freed memory is kept; None: as the side is when nobody says anything."""
+
+    def start(self) -> "subprocess.Popen[str]":
+        keep = self.name == "retune" if self.keep is None else self.keep
+        settings = [self.name, self.case.size, self.case.vocab, self.case.soft, self.bf16, self.onednn, keep]
+        command = [sys.executable, str(Path(__file__)), json.dumps(settings)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def _started(sides: dict[str, Side]) -> Iterator[dict[str, Loop]]:
+    """The sides' loops; their processes end with the block."""
+    with ExitStack() as stack:
+        yield {name: _loop(stack.enter_context(side.start())) for name, side in sides.items()}
+
+
+def _loop(process: "subprocess.Popen[str]") -> Loop:
+    def run(rows: Sequence[EncodedRow]) -> float:
+        process.stdin.write(json.dumps([[row.prompt, row.answer] for row in rows]) + "\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    return run
+
+
 def main() -> None:
-    size, vocab, soft, batches, rounds = json.loads(sys.argv[1])
-    base = random_base(size, vocab)
-    start = start_prompt(size, soft)
-    loops: dict[str, Loop] = {"trainer": PeftTrainer(with_peft(random_model(size, vocab), start)), "retune": retune_loop(base, start)}
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for number in range(rounds + 1):
-        rows = random_rows(batches * B if number else B, vocab, number)
-        for name, loop in loops.items():
-            taken = loop(rows)
-            if number:
-                seconds[name].append(taken)
-    print(json.dumps(seconds))
+    """Reads rows, a line of JSON for each run, and prints its seconds."""
+    name, size, vocab, soft, bf16, onednn, keep = json.loads(sys.argv[1])
+    if keep:
+        keep_freed_memory()
+    _onednn(onednn)
+    dtype, start = torch.bfloat16 if bf16 else torch.float32, start_prompt(size, soft)
+    loop: Loop
+    if name == "trainer":
+        loop = PeftTrainer(with_peft(random_model(size, vocab, dtype), start))
+    else:
+        loop = retune_loop(random_base(size, vocab, dtype), start)
+    for line in sys.stdin:
+        print(loop([EncodedRow(*row) for row in json.loads(line)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -121,18 +121,22 @@ def _sets(texts: Iterable[str]) -> tuple[Ints, Any]:
     both = np.cumsum(np.diff(shingle, prepend=shingle[:1]) != 0) * len(counts) + text_of
     del shingle, text_of
     both.sort()
-    shingle, text_of = np.divmod(both[np.diff(both, prepend=-1) != 0], max(1, len(counts)))
+    both = both[np.diff(both, prepend=-1) != 0]
+    shingle, text_of = np.divmod(both, max(1, len(counts)))
     del both
     sizes = np.bincount(text_of, minlength=len(counts))
     frequency = np.bincount(shingle)
     shared = np.flatnonzero(frequency > 1)
-    column = np.empty(len(frequency), dtype=np.int64)
-    column[shared[np.argsort(frequency[shared], kind="stable")]] = np.arange(len(shared))
-    several = frequency[shingle] > 1
-    both = text_of[several] * max(1, len(shared)) + column[shingle[several]]
+    column = np.empty(len(frequency), dtype=np.int32)
+    column[shared[np.argsort(frequency[shared], kind="stable")]] = np.arange(len(shared), dtype=np.int32)
+    several = (frequency > 1)[shingle]
+    shingle, text_of = shingle[several], text_of[several]
+    both = text_of * max(1, len(shared))
+    both += column[shingle]
+    del shingle, text_of, several
     both.sort()
-    del shingle, text_of
     text_of, columns = np.divmod(both, max(1, len(shared)))
+    del both
     indptr = np.concatenate([[0], np.cumsum(np.bincount(text_of, minlength=len(counts)))])
     ones = np.ones(len(columns), dtype=np.int8)
     return sizes, sparse.csr_matrix((ones, columns.astype(np.int32), indptr), shape=(len(counts), len(shared)))

@@ -4,7 +4,7 @@ The soft prompt is the same for every row and attention is causal, so its keys a
 rows; every linear layer of the model sees real tokens only. Both are exact: the arithmetic is that of a row on its own.
 
 Decoders are loaded with the attention implementation registered here. Handed no `retune=` pass they attend as with "sdpa", so that
-transformers' and PEFT's own code runs on them unchanged.
+transformers' and PEFT's own code computes the same on them.
 
 Letters: H query heads, G key-value heads, D their size, T packed tokens, P virtual tokens, B rows.
 """
@@ -26,7 +26,7 @@ __all__ = ["DENSE", "IMPLEMENTATION", "Decoding", "PackedRows", "Pass", "Prefix"
 IMPLEMENTATION = "retune"
 """Name of the attention implementation."""
 DENSE = 512
-"""Tokens of a chunk up to which its scores are kept for the backward pass; longer ones use torch's memory-saving attention."""
+"""Tokens of a chunk, or virtual ones, up to which their scores are kept for the backward pass; more use torch's memory-saving attention."""
 
 
 class Pass(Protocol):
@@ -103,7 +103,7 @@ class PrefixAndRows:
     masks: Sequence[torch.Tensor]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-        if q.device.type == "cpu" and self.size and 0 < max(self.sizes, default=0) <= DENSE:
+        if q.device.type == "cpu" and max(self.sizes, default=0) and max(self.size, *self.sizes) <= DENSE:
             return attend_together(q, k, v, scale, self.size, self.sizes, self.masks)
         prefix = PrefixRun()
         rows = [self.size, k.shape[1] - self.size]

@@ -34,7 +34,8 @@ __all__ = [
 LOGITS = 2**24
 """Logits that are held at a time: 64 MiB of fp32."""
 WIDENED = 4096
-"""Rows of a bf16 output embedding that are widened at a time: all of it would be the largest thing that a step holds."""
+"""Rows of a bf16 output embedding that are widened at a time, forward and again for the gradient: all of them at once would be the largest
+thing that a step holds, and on small models slower."""
 
 
 def run_prefix(base: BaseModel, soft_prompt: torch.Tensor) -> Prefix:
@@ -65,7 +66,7 @@ def run_packed(
 
 
 def _run_together(base: BaseModel, soft_prompt: torch.Tensor, packed: Packed) -> torch.Tensor:
-    """Hidden states of the soft prompt [P, H], then of all tokens: [P + T, H]; only those that answers are predicted from."""
+    """Hidden states of the soft prompt [P, H], then of all tokens: [P + T, H]. Those that predict no answer may be anything."""
     size = len(soft_prompt)
     tokens = base.embed(packed.ids)
     vectors = torch.cat([soft_prompt.to(tokens.dtype), tokens])
@@ -94,7 +95,7 @@ def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> tor
 def logits_at(base: BaseModel, hidden: torch.Tensor) -> torch.Tensor:
     """hidden: [..., H] -> [..., V], fp32."""
     weight, bias = _head(base)
-    return _logits(hidden.reshape(-1, hidden.shape[-1]), _parts(weight, hidden.dtype), bias).view(*hidden.shape[:-1], -1).float()
+    return _logits(hidden.reshape(-1, hidden.shape[-1]), _parts(weight, hidden.dtype), bias).view(*hidden.shape[:-1], len(weight)).float()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A frozen decoder's layers, doing less for the same results: the last one answers where it is asked, and what lies between the matrix
+"""A decoder's layers, doing less for the same results: the last one answers where it is asked, and what lies between the matrix
 products passes over memory less often on a CPU, where nothing fuses it.
 
 Each part changes the class of a module of transformers to one that derives from it, and leaves it to its own arithmetic wherever the
@@ -34,7 +34,8 @@ class Asked:
 
 
 def make_lean(model: Any) -> None:
-    """Changes a frozen decoder of transformers in place; once is enough."""
+    """Changes a decoder of transformers in place; once is enough. On one that Accelerate laid over several GPUs nothing comes of it: there
+    each module keeps its own forward."""
     for module in model.modules():
         name = type(module).__name__
         if name.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):

@@ -40,6 +40,7 @@ from retune.errors import BadInputError, ConfigError
 from retune.inference.base_model import open_base_model
 from retune.inference.release import write_release
 from retune.prompt_tuning import DivergedError, tune
+from retune.prompt_tuning.allocator import keep_freed_memory
 from retune.prompt_tuning.checkpoints import Checkpoint, Stop, StoppedError
 from retune.prompt_tuning.processes import is_first, process_group
 from retune.stages import CHECKPOINT, code_sha256, run_stage
@@ -128,6 +129,7 @@ def _away(error: Exception) -> None:
 def main(prompt: Prompt) -> None:
     if (count := os.environ.get("RETUNE_PROCESSES", "1")) != "1" and "WORLD_SIZE" not in os.environ:
         sys.exit(_on_processes(count, prompt.name))
+    keep_freed_memory()
     stop = Stop()
     try:
         with stop.listening(), process_group():

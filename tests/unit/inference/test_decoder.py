@@ -1,6 +1,7 @@
 """A batch equals its rows alone, in any order and any chunk; the prefix and the cache change nothing; transformers agrees."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import tiny
@@ -39,11 +40,19 @@ def losses_of(base, soft, rows):
     return families.row_losses(base, prefix_of(base, soft), pack(rows, 0 if soft is None else len(soft)))
 
 
+fresh = cache(tiny.make_model)
+
+
+def plain(base):
+    """The same weights in transformers' own layers: those of a base model are changed when it is first run (`retune.inference.lean`)."""
+    return fresh(base.model.config.model_type, base.vocabulary)
+
+
 def whole_logits(base, soft, ids):
     """One unpadded row through the model's own forward, without a cache: [P+T, V]."""
     parts = [base.embed(torch.tensor(ids))] if soft is None else [soft, base.embed(torch.tensor(ids))]
     with torch.no_grad():
-        return base.model(inputs_embeds=torch.cat(parts)[None], use_cache=False).logits[0]
+        return plain(base)(inputs_embeds=torch.cat(parts)[None], use_cache=False).logits[0]
 
 
 def log_probability(base, soft, prompt, answer):
@@ -183,7 +192,7 @@ def test_generated_tokens_are_those_of_transformers(base, soft):
     for prompt in PROMPTS:
         vectors = torch.cat([*([] if soft is None else [soft]), base.embed(torch.tensor(prompt))])[None]
         mask = torch.ones(vectors.shape[:2], dtype=torch.long)
-        theirs += base.model.generate(inputs_embeds=vectors, attention_mask=mask, generation_config=config).tolist()
+        theirs += plain(base).generate(inputs_embeds=vectors, attention_mask=mask, generation_config=config).tolist()
     mute = replace(base, tokenizer=_NoEnd())
     mute.model.generation_config, before = GenerationConfig(), mute.model.generation_config
     try:

@@ -128,7 +128,7 @@ def test_peft_loads_the_adapter_of_a_release_and_computes_the_same(base, method,
         expected = theirs(input_ids=batch.ids, attention_mask=batch.mask).logits
         expected = expected[:, expected.shape[1] - batch.ids.shape[1] :]
         found = logits_at(model, run_packed(model, prefix, packed))
-    in_order = torch.cat([expected[i, : len(ROWS[i])] for i in packed.order])
+    in_order = torch.cat([expected[i, : len(ROWS[i].read)] for i in packed.order])
     torch.testing.assert_close(found, in_order, rtol=0, atol=1e-4)
 
 
