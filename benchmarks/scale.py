@@ -23,7 +23,13 @@ ROOT = Path(__file__).parents[1]
 PROMPT = "ticket_priority"
 ROWS, ROUNDS = (100_000, 1_000_000), 2
 QUICK_ROWS, QUICK_ROUNDS = (2_000, 20_000), 1
-SIDES = ("plain", "ingest", "preprocess")
+SIDES = ("parquet", "csv", "ingest", "preprocess")
+NAMES = {
+    "parquet": "pandas' read and write as Parquet",
+    "csv": "pandas' read and write as CSV",
+    "ingest": "all of ingest",
+    "preprocess": "stage preprocess",
+}
 BLOCK = 10_000
 
 LABELS = ("low", "medium", "high")
@@ -59,15 +65,21 @@ def _of_size(size: int, found: dict[str, list[dict[str, float]]]) -> list[Row]:
     rest = [whole - part for whole, part in zip(seconds["ingest"], apart, strict=True)]
     near = [result["near-duplicates"] for result in found["preprocess"]]
     tokens = [result["token lengths"] for result in found["preprocess"]]
-    named = {"plain": "pandas read and write", "ingest": "all of ingest", "preprocess": "stage preprocess"}
+    parts = {
+        "ingest but for redaction and exact duplicates": rest,
+        "redaction and exact duplicates": apart,
+        "all of ingest": seconds["ingest"],
+    }
     return [
-        ratios(FIGURE, f"{size:,} rows: ingest but for redaction and exact duplicates / pandas read and write", rest, seconds["plain"]),
-        ratios(FIGURE, f"{size:,} rows: redaction and exact duplicates / pandas read and write", apart, seconds["plain"]),
-        ratios(FIGURE, f"{size:,} rows: all of ingest / pandas read and write", seconds["ingest"], seconds["plain"]),
-        *(of_rounds(FIGURE, f"{size:,} rows: {named[side]}", [size / x for x in seconds[side]], "rows/s") for side in SIDES),
+        *(
+            ratios(FIGURE, f"{size:,} rows: {part} / {NAMES[plain]}", values, seconds[plain])
+            for plain in ("csv", "parquet")
+            for part, values in parts.items()
+        ),
+        *(of_rounds(FIGURE, f"{size:,} rows: {NAMES[side]}", [size / x for x in seconds[side]], "rows/s") for side in SIDES),
         of_rounds(FIGURE, f"{size:,} rows: near-duplicates, of it", near, "s"),
         of_rounds(FIGURE, f"{size:,} rows: token lengths, of it", tokens, "s"),
-        *(of_rounds(FIGURE, f"{size:,} rows: peak memory, {named[side]}", [x["peak"] for x in found[side]], "MiB") for side in SIDES),
+        *(of_rounds(FIGURE, f"{size:,} rows: peak memory, {NAMES[side]}", [x["peak"] for x in found[side]], "MiB") for side in SIDES),
     ]
 
 
@@ -79,7 +91,7 @@ def _growth(small: int, large: int, found: dict[tuple[str, int], list[dict[str, 
         return ratios(FIGURE, case, [x[key] for x in found[side, large]], [x[key] for x in found[side, small]])
 
     return [
-        row("pandas read and write, seconds", "plain", "seconds"),
+        *(row(f"{NAMES[plain]}, seconds", plain, "seconds") for plain in ("csv", "parquet")),
         row("all of ingest, seconds", "ingest", "seconds"),
         row("stage preprocess, seconds", "preprocess", "seconds"),
         row("near-duplicates, seconds", "preprocess", "near-duplicates"),
@@ -164,11 +176,21 @@ def _spoiled(text: str, chance: float, number: int) -> tuple[str, str]:
     return text, f",{label},{CHANNELS[number % 5]},{REGIONS[number % 3]}"
 
 
-def plain(folder: Path) -> Callable[[], dict[str, float]]:
+def parquet(folder: Path) -> Callable[[], dict[str, float]]:
     import pandas as pd
 
     def run() -> dict[str, float]:
         pd.read_csv(folder / "landing/tickets.csv").to_parquet(folder / "plain.parquet")
+        return {}
+
+    return run
+
+
+def csv(folder: Path) -> Callable[[], dict[str, float]]:
+    import pandas as pd
+
+    def run() -> dict[str, float]:
+        pd.read_csv(folder / "landing/tickets.csv").to_csv(folder / "plain.csv", index=False)
         return {}
 
     return run
@@ -234,7 +256,7 @@ def _peak() -> float:
 
 def main() -> None:
     side, folder = json.loads(sys.argv[1])
-    run = {"plain": plain, "ingest": ingest, "preprocess": preprocess}[side](Path(folder))
+    run = {"parquet": parquet, "csv": csv, "ingest": ingest, "preprocess": preprocess}[side](Path(folder))
     start = time.perf_counter()
     parts = run()
     print(json.dumps({"seconds": time.perf_counter() - start, "peak": _peak(), **parts}))

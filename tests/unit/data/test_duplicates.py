@@ -1,10 +1,13 @@
 """Near-duplicates in blocks: whatever the blocks' size and however many words there are, the same pairs."""
 
 import random
+import re
 from itertools import combinations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retune.data import duplicates
 from retune.data.duplicates import jaccard, near_pairs, shingles
@@ -25,14 +28,22 @@ def test_blocks_of_any_size_give_the_pairs_of_the_definition(seed: int, monkeypa
         if jaccard(shingles(landed[earlier]), shingles(landed[later])) >= 0.6
     }
     assert expected
-    for block, candidates in ((1, 1), (7, 13), (20_000, 1_000_000)):
+    for block, candidates, slots in ((1, 1, 1), (7, 13, 4), (20_000, 1_000_000, 24)):
         monkeypatch.setattr(duplicates, "_TEXTS", block)
+        monkeypatch.setattr(duplicates, "_SLOTTED", block)
+        monkeypatch.setattr(duplicates, "_SLOTS", slots)
         monkeypatch.setattr(duplicates, "_CANDIDATES", candidates)
         chunks = list(near_pairs(iter(landed), 0.6))
         found = [pair for later, earlier in chunks for pair in zip(later.tolist(), earlier.tolist(), strict=True)]
         assert found == sorted(expected)
         # A text's pairs stand in one chunk.
         assert sum(len(set(later.tolist())) for later, _ in chunks) == len({later for later, _ in expected})
+
+
+@given(st.text(st.characters(codec="ascii")) | st.text())
+def test_words_are_found_by_one_definition_however_they_are_looked_for(text: str) -> None:
+    words = re.findall(r"\w+", text.casefold())
+    assert duplicates._words_of(text) == (words or [text])
 
 
 def test_a_long_text_near_to_every_part_of_many_others_takes_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
