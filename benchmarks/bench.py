@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 PARTS = {
     "training": ("training", "measure", "training samples/s, PEFT + Trainer against Retune"),
-    "allocator": ("training", "measure_allocator", "one case with and without an allocator that keeps what was freed"),
+    "allocator": ("training", "measure_allocator", "three cases with and without an allocator that keeps what was freed"),
     "matmul": ("matmul_share", "measure", "share of the matmul rate, and where a step's time goes"),
     "memory": ("memory", "measure", "peak memory of a training step"),
     "inference": ("inference_speed", "measure", "label scores, generation, reuse of the prefix"),

@@ -65,7 +65,8 @@ CASES = (
     Case("5M", 152_000, 20, 3),
     Case("5M", 152_000, 100, 3),
 )
-ALLOCATOR = CASES[1]
+ALLOCATOR = ((CASES[1], False), (CASES[3], True), (CASES[5], True))
+"""Case, and whether its weights are bf16."""
 QUICK = Case("5M", 4_000, 20, 2, precisions=True)
 
 
@@ -74,19 +75,25 @@ def measure(quick: bool) -> list[Row]:
 
 
 def measure_allocator(quick: bool) -> list[Row]:
-    """One case again, each side with glibc's allocator as it is and keeping what was freed."""
-    case, batches, rounds = (QUICK, 1, 1) if quick else (ALLOCATOR, 2, 3)
-    sides = {f"{name} {kind}": Side(name, case, keep=kind == "tuned") for name in ("trainer", "retune") for kind in ("as it is", "tuned")}
+    """Some cases again, with glibc's allocator as it is and keeping what was freed."""
+    cases = ((QUICK, False),) if quick else tuple(item for item in ALLOCATOR if _has_bf16() or not item[1])
+    return [row for case, bf16 in cases for row in _with_and_without(case, bf16, 1 if quick else 3)]
+
+
+def _with_and_without(case: Case, bf16: bool, rounds: int) -> list[Row]:
+    say(f"allocator: {case}")
+    kinds = {"as it is": False, "tuned": True}
+    sides = {f"{name} {kind}": Side(name, case, bf16, keep=keep) for name in ("trainer", "retune") for kind, keep in kinds.items()}
     with _started(sides) as loops:
-        seconds = _interleaved(loops, [random_rows(batches * B, case.vocab, number) for number in range(rounds + 1)])
-    figure, shown = "allocator", f"{case}, fp32, random batches, an allocator that keeps what was freed"
+        seconds = _interleaved(loops, [random_rows(B, case.vocab, number) for number in range(rounds + 1)])
+    shown = f"{case}, {'bf16' if bf16 else 'fp32'}, random batches, an allocator that keeps what was freed"
     pairs = {
         "PEFT + Trainer / Retune, both tuned": ("trainer tuned", "retune tuned"),
-        "PEFT + Trainer tuned / Retune as it is": ("trainer tuned", "retune as it is"),
+        "PEFT + Trainer as it is / Retune tuned": ("trainer as it is", "retune tuned"),
         "PEFT + Trainer as it is / tuned": ("trainer as it is", "trainer tuned"),
         "Retune as it is / tuned": ("retune as it is", "retune tuned"),
     }
-    return [ratios(figure, f"{shown}: {name}", seconds[slow], seconds[fast]) for name, (slow, fast) in pairs.items()]
+    return [ratios("allocator", f"{shown}: {name}", seconds[slow], seconds[fast]) for name, (slow, fast) in pairs.items()]
 
 
 def _measured(case: Case) -> list[Row]:

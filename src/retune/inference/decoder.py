@@ -33,9 +33,9 @@ __all__ = [
 
 LOGITS = 2**24
 """Logits that are held at a time: 64 MiB of fp32."""
-WIDENED = 4096
-"""Rows of a bf16 output embedding that are widened at a time, forward and again for the gradient: all of them at once would be the largest
-thing that a step holds, and on small models slower."""
+TOKENS = 4096
+"""Tokens of a vocabulary that are looked at a time in the loss, and rows of a bf16 output embedding that are widened: what is multiplied
+stays near the processor."""
 
 
 def run_prefix(base: BaseModel, soft_prompt: torch.Tensor) -> Prefix:
@@ -95,7 +95,7 @@ def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> tor
 def logits_at(base: BaseModel, hidden: torch.Tensor) -> torch.Tensor:
     """hidden: [..., H] -> [..., V], fp32."""
     weight, bias = _head(base)
-    return _logits(hidden.reshape(-1, hidden.shape[-1]), _parts(weight, hidden.dtype), bias).view(*hidden.shape[:-1], len(weight)).float()
+    return _logits(hidden.reshape(-1, hidden.shape[-1]), weight, bias).view(*hidden.shape[:-1], len(weight)).float()
 
 
 @torch.no_grad()
@@ -155,27 +155,17 @@ def generate_steps(
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Cross entropy under a frozen output embedding. The logits of a part at a time are held, never all of them: the gradient is computed
-    with the loss, as arXiv:2410.10989 does."""
+    """Cross entropy under a frozen output embedding. The gradient is computed with the loss, as arXiv:2410.10989 does."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
         losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        step = max(1, LOGITS // len(weight))
-        parts = _parts(weight, hidden.dtype)
+        step = max(1, LOGITS // TOKENS)
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
-            target = targets[part, None]
-            logits = _logits(hidden[part], parts, bias).to(losses.dtype)  # [n, V]
-            if gradient is None:
-                losses[part] = (logits.logsumexp(1, keepdim=True) - logits.gather(1, target))[:, 0]
-                continue
-            largest, at = logits.max(1, keepdim=True)
-            shares = logits.softmax(1)
-            losses[part] = (largest - shares.gather(1, at).log() - logits.gather(1, target))[:, 0]
-            shares.scatter_add_(1, target, shares.new_full(target.shape, -1.0))
-            gradient[part] = _vectors(shares.to(hidden.dtype), parts)
+            own = None if gradient is None else gradient[part]
+            losses[part] = _cross_entropy(hidden[part], weight, bias, targets[part], own)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return losses
@@ -184,6 +174,39 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[0][:, None].to(gradient.dtype), None, None, None
+
+
+def _cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, gradient: torch.Tensor | None
+) -> torch.Tensor:
+    """Losses [n] of hidden [n, H] under weight [V, H]; their gradients are written to `gradient` [n, H], if any.
+
+    One pass over the output embedding, some of its tokens at a time, with the normaliser found on the way (arXiv:1805.02867) and so the
+    mean of the embeddings. A target stands against all other tokens together, so that no share near 1 is subtracted from 1.
+    """
+    kind = torch.promote_types(hidden.dtype, torch.float32)
+    nothing = torch.finfo(kind).min
+    largest = hidden.new_full((len(hidden), 1), nothing, dtype=kind)  # of the other tokens' logits
+    total = torch.zeros_like(largest)  # of their exponentials, over that of the largest
+    mean, target = hidden.new_zeros(hidden.shape, dtype=kind), torch.zeros_like(largest)
+    for first in range(0, len(weight), TOKENS):
+        some = slice(first, first + TOKENS)
+        vectors = weight[some].to(hidden.dtype)
+        logits = F.linear(hidden, vectors, None if bias is None else bias[some]).to(kind)
+        rows = torch.nonzero((targets >= first) & (targets < first + TOKENS))[:, 0]
+        places = targets[rows] - first
+        target[rows, 0] = logits[rows, places]
+        logits[rows, places] = nothing
+        before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
+        faded, shares = (before - largest).exp_(), logits.sub_(largest).exp_()
+        total = total.mul_(faded).add_(shares.sum(1, keepdim=True))
+        if gradient is not None:
+            mean.mul_(faded).add_(shares.to(hidden.dtype) @ vectors)
+    odds = largest + total.log() - target  # logarithm of those against the target
+    if gradient is not None:
+        own = weight.index_select(0, targets).to(kind)
+        gradient.copy_(mean.div_(total).sub_(own).mul_(odds.sigmoid()))
+    return torch.logaddexp(odds, torch.zeros_like(odds))[:, 0]
 
 
 _NO_MASK = torch.zeros(1, 1, 1, 1)
@@ -217,27 +240,14 @@ def _head(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor | None]:
     return head.weight, head.bias
 
 
-def _parts(weight: torch.Tensor, dtype: torch.dtype) -> Sequence[torch.Tensor]:
-    """Rows of the output embedding that are multiplied at a time: all, but where they must be widened."""
-    return torch.split(weight, len(weight) if weight.dtype == dtype else WIDENED)
-
-
-def _logits(hidden: torch.Tensor, parts: Sequence[torch.Tensor], bias: torch.Tensor | None) -> torch.Tensor:
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """hidden: [n, H] -> [n, V]"""
-    if len(parts) == 1:
-        return F.linear(hidden, parts[0].to(hidden.dtype), bias)
-    logits = hidden.new_empty(len(hidden), sum(map(len, parts)))
-    for own, part in zip(torch.split(logits, [len(part) for part in parts], 1), parts, strict=True):
+    if weight.dtype == hidden.dtype:
+        return F.linear(hidden, weight, bias)
+    logits = hidden.new_empty(len(hidden), len(weight))
+    for own, part in zip(torch.split(logits, TOKENS, 1), torch.split(weight, TOKENS), strict=True):
         torch.mm(hidden, part.to(hidden.dtype).T, out=own)
     return logits if bias is None else logits.add_(bias)
-
-
-def _vectors(shares: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """shares: [n, V] -> [n, H], the sum of the output embedding's rows in these shares."""
-    vectors = shares.new_zeros(len(shares), parts[0].shape[1])
-    for own, part in zip(torch.split(shares, [len(part) for part in parts], 1), parts, strict=True):
-        vectors.addmm_(own, part.to(shares.dtype))
-    return vectors
 
 
 def _hidden(

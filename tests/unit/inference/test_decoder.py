@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
@@ -109,9 +110,10 @@ def test_neither_chunks_nor_the_kernel_change_a_loss_or_its_gradient(base, monke
     assert ((gradient - expected[1]).norm() / expected[1].norm()).item() < 1e-5
 
 
-@pytest.mark.parametrize("held", [1, 2**24])
-def test_losses_computed_part_by_part_are_torchs_cross_entropy(llama, monkeypatch, held):
+@pytest.mark.parametrize(("held", "tokens"), [(1, 1), (1, 100), (2**24, 7), (2**24, 4096)])
+def test_losses_computed_part_by_part_are_torchs_cross_entropy(llama, monkeypatch, held, tokens):
     monkeypatch.setattr(decoder, "LOGITS", held)
+    monkeypatch.setattr(decoder, "TOKENS", tokens)
     soft = tiny.make_soft_prompt(llama).requires_grad_(True)
     packed = pack(ANSWERED, len(soft))
     prefix = run_prefix(llama, soft)
@@ -124,6 +126,34 @@ def test_losses_computed_part_by_part_are_torchs_cross_entropy(llama, monkeypatc
     torch.testing.assert_close(losses, expected, **TOLERANCE)
     (expected @ weights).backward()
     torch.testing.assert_close(found, soft.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 50)])
+@pytest.mark.parametrize("sharpness", [1.0, 30.0])
+@pytest.mark.parametrize("tokens", [1, 3, 50])
+def test_a_loss_and_its_gradient_are_right_to_fp32s_last_digits_where_an_answer_is_sure_too(monkeypatch, tokens, sharpness, bias):
+    monkeypatch.setattr(decoder, "TOKENS", tokens)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(50, 8, generator=generator)
+    hidden = (torch.randn(50, 8, generator=generator) * sharpness).requires_grad_(True)
+    targets = (hidden @ weight.T).argmax(1)
+    targets[::3] = torch.arange(0, 50, 3)
+    losses = decoder._HeadLoss.apply(hidden, weight, bias, targets)
+    losses.sum().backward()
+    exact = hidden.detach().double().requires_grad_(True)
+    logits = F.linear(exact, weight.double(), None if bias is None else bias.double())
+    target = logits.gather(1, targets[:, None])
+    # torch's cross entropy, in fp64 too, is 0 where the target is as good as sure.
+    expected = F.softplus((logits.scatter(1, targets[:, None], float("-inf")).logsumexp(1, keepdim=True) - target)[:, 0], threshold=700)
+    torch.testing.assert_close(expected, F.cross_entropy(logits, targets, reduction="none"))
+    expected.sum().backward()
+    assert expected.min() < (1e-10 if sharpness > 1 else 0.5)
+    # fp32 logits of some hundreds are off by some 1e-5, and the share of what is not the target by as much, relatively.
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5 * sharpness, atol=1e-37)
+    torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=1e-5 * sharpness, atol=1e-5 * float(exact.grad.abs().max()))
+    sure = expected < 1e-3
+    error = (hidden.grad[sure].double() - exact.grad[sure]).norm(dim=1) / exact.grad[sure].norm(dim=1)
+    assert (error[expected[sure] > 1e-30] < 1e-5 * sharpness).all()
 
 
 row_strategy = st.lists(st.integers(3, 250), max_size=12)
