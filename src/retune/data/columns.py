@@ -48,7 +48,8 @@ def redacted(column: "pd.Series[Any]") -> tuple["pd.Series[Any]", Mapping[str, i
 
     def one(text: str) -> str:
         text, found = redact(text)
-        counts.update(found)
+        for kind, number in found.items():
+            counts[kind] += number
         return text
 
     texts = arrow(column)
