@@ -24,8 +24,9 @@ KINDS = {
     "attention": {"bmm", "baddbmm"},
     "elementwise": {"add", "addcmul", "sub", "mul", "div", "neg", "pow", "square", "rsqrt", "mean", "sum", "silu", "linalg_vector_norm"},
     "copies": {"copy", "cat", "clone", "contiguous", "fill", "index_select", "index_add", "index_copy"},
+    "loss": {"exp", "amax", "maximum", "gather", "scatter", "where", "masked_fill", "logaddexp"},
 }
-"""torch's operations, in place and backward ones by the same name; the softmax is told apart by its shape."""
+"""torch's operations, in place and backward ones by the same name; what the loss adds and multiplies counts as elementwise."""
 
 
 def measure(quick: bool) -> list[Row]:
@@ -95,13 +96,13 @@ def _spent(shown: str, step: Callable[[], object]) -> list[Row]:
     """Percent of a step's time by kind of operation, as torch.profiler sees it; the profiler itself makes small models look slower."""
     percents: dict[str, list[float]] = defaultdict(list)
     for _ in range(PROFILES):
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
             begun = time.perf_counter()
             step()
             taken = (time.perf_counter() - begun) * 1e6
-        micros = dict.fromkeys((*KINDS, "loss"), 0.0)
-        for event in profiler.key_averages(group_by_input_shape=True):
-            kind = _kind(event.key.removeprefix("aten::"), event.input_shapes)
+        micros = dict.fromkeys(KINDS, 0.0)
+        for event in profiler.key_averages():
+            kind = _kind(event.key.removeprefix("aten::"))
             if kind:
                 micros[kind] += event.self_cpu_time_total
         for kind, spent in micros.items():
@@ -110,10 +111,8 @@ def _spent(shown: str, step: Callable[[], object]) -> list[Row]:
     return [of_rounds(SPENT, f"{shown}: {kind}", values, "%") for kind, values in percents.items()]
 
 
-def _kind(name: str, shapes: Sequence[Sequence[int]]) -> str | None:
+def _kind(name: str) -> str | None:
     for kind, names in KINDS.items():
         if name.removesuffix("_backward").removesuffix("_") in names:
             return kind
-    if "softmax" in name or "logsumexp" in name:  # attention's have three dimensions, the answers' logits two
-        return "attention" if shapes and len(shapes[0]) > 2 else "loss"
-    return "attention" if "scaled_dot_product" in name or "flash_attention" in name else None
+    return "attention" if any(word in name for word in ("softmax", "scaled_dot_product", "flash_attention")) else None

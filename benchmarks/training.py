@@ -67,6 +67,7 @@ CASES = (
 )
 ALLOCATOR = ((CASES[1], False), (CASES[3], True), (CASES[5], True))
 """Case, and whether its weights are bf16."""
+NO_BF16 = "this CPU has neither avx512_bf16 nor amx_bf16"
 QUICK = Case("5M", 4_000, 20, 2, precisions=True)
 
 
@@ -76,17 +77,19 @@ def measure(quick: bool) -> list[Row]:
 
 def measure_allocator(quick: bool) -> list[Row]:
     """Some cases again, with glibc's allocator as it is and keeping what was freed."""
-    cases = ((QUICK, False),) if quick else tuple(item for item in ALLOCATOR if _has_bf16() or not item[1])
+    cases = ((QUICK, False),) if quick else ALLOCATOR
     return [row for case, bf16 in cases for row in _with_and_without(case, bf16, 1 if quick else 3)]
 
 
 def _with_and_without(case: Case, bf16: bool, rounds: int) -> list[Row]:
-    say(f"allocator: {case}")
+    shown = f"{case}, {'bf16' if bf16 else 'fp32'}, random batches, an allocator that keeps what was freed"
+    if bf16 and not _has_bf16():
+        return [skipped("allocator", shown, NO_BF16)]
+    say(shown)
     kinds = {"as it is": False, "tuned": True}
     sides = {f"{name} {kind}": Side(name, case, bf16, keep=keep) for name in ("trainer", "retune") for kind, keep in kinds.items()}
     with _started(sides) as loops:
         seconds = _interleaved(loops, [random_rows(B, case.vocab, number) for number in range(rounds + 1)])
-    shown = f"{case}, {'bf16' if bf16 else 'fp32'}, random batches, an allocator that keeps what was freed"
     pairs = {
         "PEFT + Trainer / Retune, both tuned": ("trainer tuned", "retune tuned"),
         "PEFT + Trainer as it is / Retune tuned": ("trainer as it is", "retune tuned"),
@@ -142,7 +145,7 @@ def _precisions(case: Case) -> tuple[dict[str, "Side"], list[Row]]:
     if _has_bf16():
         sides |= {"trainer bf16": Side("trainer", case, bf16=True), "retune bf16": Side("retune", case, bf16=True)}
     else:
-        missing.append(skipped(FIGURE, f"{case}, bf16 weights", "this CPU has neither avx512_bf16 nor amx_bf16"))
+        missing.append(skipped(FIGURE, f"{case}, bf16 weights", NO_BF16))
     return sides, missing
 
 

@@ -1,5 +1,7 @@
 """Redaction and normalisation: what goes, what stays, and that serving and preprocessing agree."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,6 +120,13 @@ def test_text_made_to_take_for_ever_is_cleaned_in_a_moment(text: str, expected: 
     found = normalise(text)
     assert expected in (None, found)
     assert normalise(found) == found
+
+
+@pytest.mark.parametrize("before", ["", "e", "中"])
+def test_a_letter_has_at_most_30_marks(before: str) -> None:
+    marks = "\u0316\u0301" * 16
+    for count in (29, 30, 31, 32):
+        assert normalise(before + marks[:count] + " x") == unicodedata.normalize("NFC", before + marks[: min(count, 30)] + " x")
 
 
 def test_what_is_invisible_is_not_printable_but_for_one() -> None:

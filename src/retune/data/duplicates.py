@@ -27,9 +27,9 @@ _ASCII_WORDS = "".join(sign if sign.isalnum() or sign == "_" else " " for sign i
 _EPSILON = 1e-9
 _TEXTS = 1_000
 _SLOTS = 24
-"""Of the table in which shingles that repeat are looked for: a power of 2."""
-_SLOTTED = 100_000
-"""Shingles that are looked up at a time."""
+"""Bits of a hash by which shingles that repeat are looked for."""
+_HASHED = 100_000
+"""Shingles that are hashed at a time."""
 _CANDIDATES = 1_000_000
 
 Ints = npt.NDArray[np.int64]
@@ -126,7 +126,7 @@ def _sets(texts: Iterable[str]) -> tuple[Ints, Any]:
     words, counts = _words(texts)
     text_of, shingle = _numbered(words, counts)
     del words
-    sizes = np.bincount(text_of, minlength=len(counts))
+    sizes = np.where(counts < 3, counts, counts - 2)
     likely = _likely_again(shingle)
     text_of, shingle = text_of[likely], shingle[likely]
     # Two numbers in one are sorted many times faster than an order is found for them: first (shingle, text), then (text, column).
@@ -159,21 +159,21 @@ def _sets(texts: Iterable[str]) -> tuple[Ints, Any]:
 
 def _likely_again(numbers: Ints) -> npt.NDArray[np.bool_]:
     """True for each number that stands there more than once, and for a few others."""
-    ordered = np.sort(numbers)
-    again = ordered[~_new(ordered)]
-    del ordered
+    blocks = [numbers[start : start + _HASHED] for start in range(0, max(1, len(numbers)), _HASHED)]
+    hashes = np.concatenate([_hashes(block) for block in blocks])
+    hashes.sort()
     table = np.zeros(1 << _SLOTS, dtype=bool)
-    table[_slots(again)] = True
-    blocks = (numbers[start : start + _SLOTTED] for start in range(0, len(numbers), _SLOTTED))
-    return np.concatenate([np.zeros(0, dtype=bool), *(table[_slots(block)] for block in blocks)])
+    table[hashes[~_new(hashes)] >> (32 - _SLOTS)] = True
+    del hashes
+    return np.concatenate([table[_hashes(block) >> (32 - _SLOTS)] for block in blocks])
 
 
-def _slots(numbers: Ints) -> npt.NDArray[np.uint64]:
+def _hashes(numbers: Ints) -> npt.NDArray[np.uint32]:
     """Multiplicative hashing (Knuth, The Art of Computer Programming, 6.4)."""
-    slots = numbers.astype(np.uint64)
-    slots *= np.uint64(0x9E3779B97F4A7C15)
-    slots >>= np.uint64(64 - _SLOTS)
-    return slots
+    products = numbers.astype(np.uint64)
+    products *= np.uint64(0x9E3779B97F4A7C15)
+    products >>= np.uint64(32)
+    return products.astype(np.uint32)
 
 
 def _new(ordered: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -34,8 +34,8 @@ __all__ = [
 LOGITS = 2**24
 """Logits that are held at a time: 64 MiB of fp32."""
 TOKENS = 4096
-"""Tokens of a vocabulary that are looked at a time in the loss, and rows of a bf16 output embedding that are widened: what is multiplied
-stays near the processor."""
+"""Tokens of a vocabulary that the loss takes at a time, and rows of a bf16 output embedding that are widened: what is multiplied stays
+near the processor."""
 
 
 def run_prefix(base: BaseModel, soft_prompt: torch.Tensor) -> Prefix:
@@ -93,7 +93,7 @@ def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> tor
 
 
 def logits_at(base: BaseModel, hidden: torch.Tensor) -> torch.Tensor:
-    """hidden: [..., H] -> [..., V], fp32."""
+    """hidden: [..., H] -> [..., V], fp32. Without gradients where the output embedding is bf16 and hidden is not."""
     weight, bias = _head(base)
     return _logits(hidden.reshape(-1, hidden.shape[-1]), weight, bias).view(*hidden.shape[:-1], len(weight)).float()
 
@@ -188,24 +188,26 @@ def _cross_entropy(
     nothing = torch.finfo(kind).min
     largest = hidden.new_full((len(hidden), 1), nothing, dtype=kind)  # of the other tokens' logits
     total = torch.zeros_like(largest)  # of their exponentials, over that of the largest
-    mean, target = hidden.new_zeros(hidden.shape, dtype=kind), torch.zeros_like(largest)
+    target = torch.full_like(largest, float("nan"))  # stays so where the vocabulary has no such token
+    mean = None if gradient is None else torch.zeros_like(gradient, dtype=kind)
     for first in range(0, len(weight), TOKENS):
         some = slice(first, first + TOKENS)
         vectors = weight[some].to(hidden.dtype)
-        logits = F.linear(hidden, vectors, None if bias is None else bias[some]).to(kind)
-        rows = torch.nonzero((targets >= first) & (targets < first + TOKENS))[:, 0]
-        places = targets[rows] - first
-        target[rows, 0] = logits[rows, places]
-        logits[rows, places] = nothing
+        logits = F.linear(hidden, vectors, None if bias is None else bias[some].to(hidden.dtype)).to(kind)
+        places = targets[:, None] - first
+        inside = (places >= 0) & (places < len(vectors))
+        places = places.clamp(0, len(vectors) - 1)
+        own = logits.gather(1, places)
+        target = torch.where(inside, own, target)
+        logits.scatter_(1, places, own.masked_fill(inside, nothing))
         before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
         faded, shares = (before - largest).exp_(), logits.sub_(largest).exp_()
         total = total.mul_(faded).add_(shares.sum(1, keepdim=True))
-        if gradient is not None:
+        if mean is not None:
             mean.mul_(faded).add_(shares.to(hidden.dtype) @ vectors)
     odds = largest + total.log() - target  # logarithm of those against the target
-    if gradient is not None:
-        own = weight.index_select(0, targets).to(kind)
-        gradient.copy_(mean.div_(total).sub_(own).mul_(odds.sigmoid()))
+    if gradient is not None and mean is not None:
+        gradient.copy_(mean.div_(total).sub_(weight.index_select(0, targets)).mul_(odds.sigmoid()))
     return torch.logaddexp(odds, torch.zeros_like(odds))[:, 0]
 
 

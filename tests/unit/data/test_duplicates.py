@@ -30,7 +30,7 @@ def test_blocks_of_any_size_give_the_pairs_of_the_definition(seed: int, monkeypa
     assert expected
     for block, candidates, slots in ((1, 1, 1), (7, 13, 4), (20_000, 1_000_000, 24)):
         monkeypatch.setattr(duplicates, "_TEXTS", block)
-        monkeypatch.setattr(duplicates, "_SLOTTED", block)
+        monkeypatch.setattr(duplicates, "_HASHED", block)
         monkeypatch.setattr(duplicates, "_SLOTS", slots)
         monkeypatch.setattr(duplicates, "_CANDIDATES", candidates)
         chunks = list(near_pairs(iter(landed), 0.6))
@@ -38,6 +38,13 @@ def test_blocks_of_any_size_give_the_pairs_of_the_definition(seed: int, monkeypa
         assert found == sorted(expected)
         # A text's pairs stand in one chunk.
         assert sum(len(set(later.tolist())) for later, _ in chunks) == len({later for later, _ in expected})
+
+
+def test_what_a_text_repeats_counts_once() -> None:
+    sizes, whole = duplicates._sets(["a", "a a", "a b c a b c", "a b c", "b c a b c", "d e f g"])
+    assert sizes.tolist() == [1, 1, 3, 1, 3, 2]
+    assert np.diff(whole.indptr).tolist() == [1, 1, 3, 1, 3, 0]
+    assert [(later.tolist(), earlier.tolist()) for later, earlier in near_pairs(["a", "a a", "b"], 1.0)] == [([1], [0])]
 
 
 @given(st.text(st.characters(codec="ascii")) | st.text())

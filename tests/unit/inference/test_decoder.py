@@ -152,8 +152,25 @@ def test_a_loss_and_its_gradient_are_right_to_fp32s_last_digits_where_an_answer_
     torch.testing.assert_close(losses.double(), expected, rtol=1e-5 * sharpness, atol=1e-37)
     torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=1e-5 * sharpness, atol=1e-5 * float(exact.grad.abs().max()))
     sure = expected < 1e-3
+    assert sure.any() or sharpness == 1
     error = (hidden.grad[sure].double() - exact.grad[sure]).norm(dim=1) / exact.grad[sure].norm(dim=1)
     assert (error[expected[sure] > 1e-30] < 1e-5 * sharpness).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 4096])
+def test_losses_of_odd_vocabularies_and_targets(monkeypatch, tokens):
+    monkeypatch.setattr(decoder, "TOKENS", tokens)
+    hidden, weight = torch.randn(3, 4), torch.randn(5, 4)
+    with torch.no_grad():
+        losses = decoder._HeadLoss.apply(hidden, weight, None, torch.tensor([4, 5, 0]))
+        # A token that the vocabulary lacks has no likelihood, rather than a wrong one.
+        assert losses.isnan().tolist() == [False, True, False]
+        assert decoder._HeadLoss.apply(hidden[:0], weight, None, torch.tensor([], dtype=torch.long)).shape == (0,)
+    only = hidden.clone().requires_grad_(True)
+    losses = decoder._HeadLoss.apply(only, weight[:1], None, torch.zeros(3, dtype=torch.long))
+    losses.sum().backward()
+    assert losses.tolist() == [0, 0, 0]
+    assert not only.grad.any()
 
 
 row_strategy = st.lists(st.integers(3, 250), max_size=12)

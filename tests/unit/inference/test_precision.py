@@ -4,6 +4,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from retune.config import Tune
+from retune.inference import decoder
 from retune.inference.attention import Prefix
 from retune.inference.base_model import ARCHITECTURES, load_base
 from retune.inference.encoding import Encoder
@@ -38,8 +39,10 @@ def loss_and_gradient(base, soft):
     return losses.detach(), values.grad
 
 
+@pytest.mark.parametrize("tokens", [7, 4096])
 @pytest.mark.parametrize("kind", sorted(kind for kind, family in ARCHITECTURES.items() if family != "encoder"))
-def test_bf16_weights_multiplied_in_fp32_are_the_rounded_model_in_fp32(kind):
+def test_bf16_weights_multiplied_in_fp32_are_the_rounded_model_in_fp32(kind, tokens, monkeypatch):
+    monkeypatch.setattr(decoder, "TOKENS", tokens)
     plain, small = rounded(kind)
     soft = tiny.make_soft_prompt(plain)
     (loss, gradient), (other, own) = (loss_and_gradient(base, soft) for base in (plain, small))
