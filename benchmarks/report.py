@@ -42,11 +42,14 @@ def read() -> Results | None:
 
 
 def merged(before: Results | None, found: Results) -> Results:
-    """The figures found in place of those of the same name; figures of another machine are dropped, as ratios do not carry over."""
+    """The figures found in place of those of the same name, where these stood; figures of another machine are dropped, as ratios do not
+    carry over."""
     if before is None or before["machine"] != found["machine"]:
         return found
     figures = {row["figure"] for row in found["rows"]}
-    return {"machine": found["machine"], "rows": [row for row in before["rows"] if row["figure"] not in figures] + found["rows"]}
+    rows = [row for row in before["rows"] if row["figure"] not in figures] + found["rows"]
+    order = list(dict.fromkeys(row["figure"] for row in [*before["rows"], *found["rows"]]))
+    return {"machine": found["machine"], "rows": sorted(rows, key=lambda row: order.index(row["figure"]))}
 
 
 def write(results: Results, to: Path = RESULTS, page: Path = PAGE) -> None:

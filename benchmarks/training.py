@@ -91,6 +91,7 @@ def _with_and_without(case: Case, bf16: bool, rounds: int) -> list[Row]:
     with _started(sides) as loops:
         seconds = _interleaved(loops, [random_rows(B, case.vocab, number) for number in range(rounds + 1)])
     pairs = {
+        "PEFT + Trainer / Retune, both as they are": ("trainer as it is", "retune as it is"),
         "PEFT + Trainer / Retune, both tuned": ("trainer tuned", "retune tuned"),
         "PEFT + Trainer as it is / Retune tuned": ("trainer as it is", "retune tuned"),
         "PEFT + Trainer as it is / tuned": ("trainer as it is", "trainer tuned"),

@@ -31,8 +31,8 @@ def test_the_page_shows_the_results(report: ModuleType, tmp_path: Path) -> None:
 
 def test_one_part_replaces_its_figures_alone(report: ModuleType) -> None:
     before = {"machine": "a", "rows": [row("memory", "old"), row("loop", "kept")]}
-    found = {"machine": "a", "rows": [row("memory", "new")]}
-    assert [x["case"] for x in report.merged(before, found)["rows"]] == ["kept", "new"]
+    found = {"machine": "a", "rows": [row("memory", "new"), row("speed", "first")]}
+    assert [x["case"] for x in report.merged(before, found)["rows"]] == ["new", "kept", "first"]
 
 
 def test_figures_of_another_machine_are_dropped(report: ModuleType) -> None:
