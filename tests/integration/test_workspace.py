@@ -256,6 +256,23 @@ def test_a_damaged_input_in_the_store_is_named(folder: Path, data: str, tmp_path
         workspaces.run("preprocess", prompt(seed=6), workspaces.lineage(data, 0))
 
 
+def test_a_damaged_listing_in_the_hosts_cache_is_not_believed(folder: Path, data: str) -> None:
+    workspaces, _ = host(folder, "damaged")
+    workspaces.run("preprocess", prompt(seed=21), workspaces.lineage(data, 0))
+    listings = list((folder / "cache-damaged").rglob("*.dir"))
+    assert listings
+    for place in listings:
+        place.chmod(0o644)
+        place.write_bytes(b"[]")
+        place.chmod(0o444)  # DVC trusts whatever is read-only
+    # The data's is fetched anew; that of what the stage makes is met once it is made again.
+    with pytest.raises(StageError, match=r"held a damaged copy of \w+\.dir, which preprocess@p made again; it is removed: run it again"):
+        workspaces.run("preprocess", prompt(seed=22), workspaces.lineage(data, 0))
+    run = workspaces.run("preprocess", prompt(seed=22), workspaces.lineage(data, 0))
+    assert not run.restored
+    assert workspaces.read(run.lineage, "artifacts/p/dataset/test.txt") == b"ONE\n"
+
+
 def test_data_are_added_and_removed_without_pulling_the_rest(folder: Path, data: str) -> None:
     (folder / "b").write_text("two\n")
     workspaces, _ = host(folder, "adder")

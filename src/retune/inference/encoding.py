@@ -253,11 +253,16 @@ def records(rows: Rows) -> Sequence[Mapping[str, Any]]:
 def references(number: int, row: Mapping[str, Any], prompt: Prompt) -> list[str]:
     """The right answers of a row: texts, or one label.
 
-    Raises BadInputError naming the row whose target is missing or none of the labels.
+    Raises BadInputError naming the row whose target is missing, empty or none of the labels.
     """
     value = field_text(number, row, prompt.target)
     if not prompt.labels:
-        return [text.strip() for text in split_references(value)]
+        texts = [text.strip() for text in split_references(value)]
+        if not all(texts):
+            raise BadInputError(
+                f"row {number}: {prompt.target} must not be empty, got {value[:100]!r}; give the row an answer, or leave it out"
+            )
+        return texts
     if value not in prompt.labels:
         raise BadInputError(f"row {number}: {prompt.target} must be one of {', '.join(prompt.labels)}, got {value!r}")
     return [value]

@@ -202,7 +202,9 @@ class _Run:
             parts = [list(range(len(mine)))] if self.tokens is None else by_tokens(range(len(mine)), lengths, self.tokens)
             try:
                 loss = sum(self._part([mine[i] for i in part], answers) for part in parts if part)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not _is_want_of_memory(error):
+                    raise
                 most = max(sum(lengths[i] for i in part) for part in parts)
                 if all(len(part) < 2 for part in parts):
                     raise StageError(
@@ -225,6 +227,11 @@ class _Run:
         loss = losses.sum() / answers
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         return loss.item()
+
+
+def _is_want_of_memory(error: RuntimeError) -> bool:
+    """torch has a class of its own for accelerators, and words alone for the processor's memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def validation_batches(base: BaseModel, rows: Sequence[EncodedRow], prefix: Prefix | None) -> list[Laid]:

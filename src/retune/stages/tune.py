@@ -13,7 +13,8 @@ Writes::
     artifacts/<prompt>/curve.csv   step, epoch, train_loss, validation_loss, learning_rate
 
 Streams the curve and system metrics to the MLflow run in MLFLOW_RUN_ID, where there is one. A server that is away does not stop the tuning:
-the parent task compares and logs the curve from the file. Raises: IntegrityError on a wrong base model.
+the parent task compares and logs the curve from the file. Raises: IntegrityError on a wrong base model; BadInputError when a loss is not
+finite, with the best prompt until then kept as a release in the folder `last_good` and in the run's artifacts.
 
 Retry: safe. Goes on from the file that RETUNE_CHECKPOINT names, where it holds a state, and writes it every RETUNE_CHECKPOINT_SECONDS;
 whoever hands the file down answers for its belonging to the same inputs. SIGTERM saves it and ends the stage with 143.
@@ -23,6 +24,7 @@ RETUNE_PROCESSES: processes (one per GPU) that share each batch; the stage start
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,12 +41,14 @@ from retune.config import Prompt, sha256_json
 from retune.errors import BadInputError, ConfigError
 from retune.inference.base_model import open_base_model
 from retune.inference.release import write_release
-from retune.prompt_tuning import DivergedError, tune
+from retune.prompt_tuning import DivergedError, TuneResult, tune
 from retune.prompt_tuning.allocator import keep_freed_memory
 from retune.prompt_tuning.checkpoints import Checkpoint, Stop, StoppedError
 from retune.prompt_tuning.processes import is_first, process_group
 from retune.stages import CHECKPOINT, code_sha256, run_stage
 
+LAST_GOOD = "last_good"
+"""Folder of a release, beside where it would have been written, of the best prompt of a run that diverged."""
 COLUMNS = ("step", "epoch", "train_loss", "validation_loss", "learning_rate")
 
 
@@ -160,23 +164,45 @@ def _tune(prompt: Prompt, stop: Stop) -> None:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[prompt.tune.precision]
     base = open_base_model(prompt.base_model, Path.cwd(), folders, dtype)
     released = prompt.released()
-    with _stream() as send:
-        try:
-            result = tune(base, released, splits["train"], splits["validation"], lambda row: send(dict(row)), _checkpoint(), stop)
-        except DivergedError as error:
-            raise BadInputError(str(error)) from error
-        start = {"step": 0, "epoch": 0, "validation_loss": result.initial_validation_loss}
-        send(start)
-    if not is_first():
-        return
     inputs = json.loads((artifacts / "dataset/inputs.json").read_text("utf-8")) | {
         "code": code_sha256("tune", prompt.name),
         "environment": hashlib.sha256(Path("requirements.lock").read_bytes()).hexdigest(),
         "parameters": sha256_json(prompt.tune.model_dump(mode="json")),
     }
-    release = write_release(artifacts / "release", released, result.best, base, inputs, result.examples)
+
+    def release(folder: str, found: TuneResult) -> str:
+        return write_release(artifacts / folder, released, found.best, base, inputs, found.examples)
+
+    with _stream() as send:
+        try:
+            result = tune(base, released, splits["train"], splits["validation"], lambda row: send(dict(row)), _checkpoint(), stop)
+        except DivergedError as error:
+            if is_first():
+                shutil.rmtree(artifacts / LAST_GOOD, ignore_errors=True)
+                release(LAST_GOOD, error.best)
+                raise BadInputError(f"{error}; it is kept as a release: {_shown(artifacts / LAST_GOOD)}") from error
+            raise BadInputError(str(error)) from error
+        start = {"step": 0, "epoch": 0, "validation_loss": result.initial_validation_loss}
+        send(start)
+    if not is_first():
+        return
+    identity = release("release", result)
     pd.DataFrame([start, *result.curve], columns=list(COLUMNS)).to_csv(artifacts / "curve.csv", index=False)
-    print(f"release {release}: best step {result.best_step} of {result.steps}", flush=True)
+    print(f"release {identity}: best step {result.best_step} of {result.steps}", flush=True)
+
+
+def _shown(folder: Path) -> str:
+    """Where the folder is found once the stage has failed: a task's workspace goes with it, the MLflow run stays."""
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        import mlflow
+
+        try:
+            mlflow.MlflowClient().log_artifacts(run_id, str(folder), LAST_GOOD)
+        except (mlflow.exceptions.MlflowException, OSError) as error:
+            _away(error)
+        else:
+            return f"artifacts {LAST_GOOD}/ of MLflow run {run_id}"
+    return str(folder)
 
 
 if __name__ == "__main__":

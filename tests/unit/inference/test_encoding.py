@@ -196,3 +196,11 @@ def test_labels_are_refused_exactly_if_one_begins_another(labels):
 def test_label_words_of_a_prompt_are_checked():
     with pytest.raises(ConfigError, match=r"labels.high and labels.higher"):
         Encoder(tiny.make_prompt(labels={"high": " high", "higher": " high er"}), TOKENIZER).labels()
+
+
+@pytest.mark.parametrize("target", ["", "  ", "one answer\n\nanother"])
+def test_an_empty_target_is_refused_with_its_row(target):
+    encoder = Encoder(tiny.make_summary_prompt(), TOKENIZER)
+    rows = [{"text": "late", "summary": "late"}, {"text": "late", "summary": target}]
+    with pytest.raises(BadInputError, match=r"row 1: summary must not be empty, got .*give the row an answer, or leave it out"):
+        encoder.answers(rows)

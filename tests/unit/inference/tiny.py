@@ -70,9 +70,11 @@ def make_tokenizer(bos: bool = False, family: Family = "decoder") -> PreTrainedT
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, bos_token=BOS if bos else None)
 
 
-def make_model(kind: str, vocab: int, dtype: torch.dtype = torch.float32, std: float = 0.3, context: int = 256, **more: Any) -> Any:
+def make_model(
+    kind: str, vocab: int, dtype: torch.dtype = torch.float32, std: float = 0.3, context: int = 256, seed: int = 0, **more: Any
+) -> Any:
     """32 wide, 2 layers, 4 heads. `std` is far above what training starts with: small mistakes show in the output."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     settings: dict[str, Any] = {"vocab_size": vocab, "initializer_range": std, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
     if kind == "gpt2":
         settings |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": context}

@@ -1,5 +1,9 @@
 import copy
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -195,6 +199,46 @@ def test_memory_that_does_not_suffice_halves_the_parts_and_changes_no_step(llama
     monkeypatch.setattr(decoder, "answer_losses", smaller)
     with pytest.raises(StageError, match=r"out of memory on a single row of \d+ tokens after 4 virtual ones; lower preprocess.max_tokens"):
         run(llama, epochs=1)
+
+
+WITHOUT_MEMORY = """
+import logging, resource, sys
+import torch, tiny
+from retune.inference.inputs import EncodedRow
+from retune.prompt_tuning import trainer
+from retune.prompt_tuning.prefixes import SoftPrompt
+from retune.config import Tune
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
+torch.set_num_threads(1)
+base = tiny.make_base("llama")
+rows = [EncodedRow([5 + i % 90] * 100, [40 + i % 3]) for i in range(512)]
+
+def gradient(room):
+    settings = Tune(num_virtual_tokens=4, batch_size=512)
+    start = SoftPrompt(base, torch.zeros(4, base.hidden_size))
+    run = trainer._Run(base, start, rows, rows[:4], settings, trainer.Stop())
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room if room else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    loss = run._gradient(rows)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return loss, next(iter(run.tuned.parameters.values())).grad, run.tokens
+
+start = SoftPrompt(base, torch.zeros(4, base.hidden_size))
+trainer._Run(base, start, rows[:8], rows[:4], Tune(num_virtual_tokens=4), trainer.Stop())._gradient(rows[:8])
+loss, slope, tokens = gradient(int(sys.argv[1]) << 20)
+whole, other, at_once = gradient(0)
+assert tokens is not None and at_once is None, (tokens, at_once)
+assert abs(loss - whole) <= 1e-5 * whole
+assert (slope - other).norm() <= 1e-4 * other.norm()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory by Linux' means")
+def test_where_the_processors_memory_does_not_suffice_either_a_batch_goes_through_in_parts():
+    environment = {**os.environ, "PYTHONPATH": str(Path(tiny.__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", WITHOUT_MEMORY, "60"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "out of memory: batches go through in parts of at most" in done.stdout
 
 
 def test_patience_ends_a_run_that_no_longer_learns(llama, caplog):
