@@ -18,8 +18,6 @@ __all__ = ["measure"]
 SIZE = "5M"
 NEW = 16
 """Tokens written after each prompt."""
-ALONE = 16
-"""Prompts that PEFT answers one by one as well."""
 
 
 def measure(quick: bool) -> list[Row]:
@@ -75,13 +73,13 @@ def _generation(base: BaseModel, model: Any, prompts: int, rounds: int) -> list[
     def theirs() -> None:
         tokens["peft"] = _peft_tokens(tuned, rows)
 
-    alone = [_peft_tokens(tuned, [row])[0] for row in rows[:ALONE]]
+    alone = [_peft_tokens(tuned, [row])[0] for row in rows]
     seconds = interleaved({"retune": ours, "peft": theirs}, rounds)
-    equal = f"tokens as PEFT writes them prompt by prompt, {len(alone)} of them"
+    equal = "tokens as PEFT writes them prompt by prompt"
     return [
         ratios("generation", f"{shown}: PEFT's generate / Retune, one batch", seconds["peft"], seconds["retune"]),
-        of_rounds("generation", f"{shown}: {equal}, Retune's batch", [_equal(tokens["retune"][:ALONE], alone)], "%"),
-        of_rounds("generation", f"{shown}: {equal}, PEFT's left-padded batch", [_equal(tokens["peft"][:ALONE], alone)], "%"),
+        of_rounds("generation", f"{shown}: {equal}, Retune's batch", [_equal(tokens["retune"], alone)], "%"),
+        of_rounds("generation", f"{shown}: {equal}, PEFT's left-padded batch", [_equal(tokens["peft"], alone)], "%"),
     ]
 
 
