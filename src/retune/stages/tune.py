@@ -199,7 +199,7 @@ def _shown(folder: Path) -> str:
         try:
             mlflow.MlflowClient().log_artifacts(run_id, str(folder), LAST_GOOD)
         except (mlflow.exceptions.MlflowException, OSError) as error:
-            _away(error)
+            print(f"MLflow is away ({error}); what was best is not in its run", file=sys.stderr, flush=True)
         else:
             return f"artifacts {LAST_GOOD}/ of MLflow run {run_id}"
     return str(folder)
