@@ -60,6 +60,9 @@ def test_a_method_that_tunes_nothing_leaves_a_release_and_one_point_of_a_curve(w
 def test_a_run_that_diverges_keeps_its_best_prompt_as_a_release_and_in_mlflow(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny.save_base(workspace / "models/tiny")
     prompt = tiny.make_prompt(base_model=tiny.reference(base), tune={"num_virtual_tokens": 4, "validate_every": 1, "batch_size": 8})
+    # A stage is a process of its own; in this one an earlier test may have left an address and an experiment.
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace}/mlflow.db")
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
     run_id = client.create_run(client.create_experiment("e", str(workspace / "artifacts-of-mlflow"))).info.run_id
