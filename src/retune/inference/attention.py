@@ -11,6 +11,7 @@ Letters: H query heads, G key-value heads, D their size, T packed tokens, P virt
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from retune.inference.together import attend_together
+from retune.inference.varlen import Sequences, has_kernel, sequences
 
 __all__ = ["DENSE", "IMPLEMENTATION", "Decoding", "PackedRows", "Pass", "Prefix", "PrefixAndRows", "PrefixRun"]
 
@@ -84,11 +86,23 @@ class PackedRows:
     """Per chunk of n tokens [n, P + n]: 0 where a token may look, -inf elsewhere."""
     kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     """A list to fill with each layer's keys and values, [G, T, D]; None: they are not kept."""
+    lengths: Sequence[int] = ()
+    """Tokens of each row, where the masks keep rows apart and do nothing else: a kernel without masks may serve. Empty: none may."""
+    causal: bool = True
+    """Whether a row's token sees those before it alone."""
+
+    @cached_property
+    def _sequences(self) -> Sequences:
+        return sequences(self.lengths, 0 if self.prefix is None else self.prefix.size, self.masks[0].device, causal=self.causal)
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         if self.kept is not None:
             self.kept.append((k, v))
         prefix = None if self.prefix is None else (self.prefix.keys[layer], self.prefix.values[layer])
+        if self.lengths and has_kernel(q, k):
+            if prefix is not None:
+                k, v = torch.cat([prefix[0], k], 1), torch.cat([prefix[1], v], 1)
+            return self._sequences.attend(q, k, v, scale)
         return _attend_rows(prefix, self.sizes, self.masks, q * scale, k, v)
 
 
@@ -101,10 +115,18 @@ class PrefixAndRows:
     sizes: Sequence[int]
     """As in `PackedRows`."""
     masks: Sequence[torch.Tensor]
+    lengths: Sequence[int]
+    """Tokens of each row."""
+
+    @cached_property
+    def _sequences(self) -> Sequences:
+        return sequences(self.lengths, self.size, self.masks[0].device, with_prefix=True)
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         if q.device.type == "cpu" and max(self.sizes, default=0) and max(self.size, *self.sizes) <= DENSE:
             return attend_together(q, k, v, scale, self.size, self.sizes, self.masks)
+        if has_kernel(q, k):
+            return self._sequences.attend(q, k, v, scale)
         prefix = PrefixRun()
         rows = [self.size, k.shape[1] - self.size]
         (first_q, q), (first_k, k), (first_v, v) = (torch.split(x, rows, 1) for x in (q, k, v))

@@ -62,7 +62,7 @@ def run_packed(
     """Hidden states of all tokens, [T, H]. kept: filled with each layer's keys and values. asked: as for `run_pass`."""
     vectors = base.embed(packed.ids)
     masks = [mask.to(vectors.dtype) for mask in packed.masks]
-    return run_pass(base, vectors, packed.positions, PackedRows(prefix, packed.sizes, masks, kept), asked)
+    return run_pass(base, vectors, packed.positions, PackedRows(prefix, packed.sizes, masks, kept, packed.lengths), asked)
 
 
 def _run_together(base: BaseModel, soft_prompt: torch.Tensor, packed: Packed) -> torch.Tensor:
@@ -72,7 +72,7 @@ def _run_together(base: BaseModel, soft_prompt: torch.Tensor, packed: Packed) ->
     vectors = torch.cat([soft_prompt.to(tokens.dtype), tokens])
     positions = torch.cat([torch.arange(size, device=base.device), packed.positions])
     masks = [mask.to(tokens.dtype) for mask in packed.masks]
-    return run_pass(base, vectors, positions, PrefixAndRows(size, packed.sizes, masks), packed.sources + size)
+    return run_pass(base, vectors, positions, PrefixAndRows(size, packed.sizes, masks, packed.lengths), packed.sources + size)
 
 
 def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> torch.Tensor:

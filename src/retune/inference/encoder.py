@@ -39,6 +39,8 @@ class Whole:
     """Tokens of each chunk of whole rows."""
     masks: tuple[torch.Tensor, ...]
     """Per chunk of n tokens [n, P' + n], fp32: 0 within a row, -inf elsewhere. P': keys and values before each row."""
+    lengths: tuple[int, ...]
+    """Tokens of each row, its virtual ones included; the shortest first."""
     rows: torch.Tensor
     """Number of the row of each own token, in the order of `ids`."""
     targets: torch.Tensor
@@ -83,6 +85,7 @@ def lay(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow]) -> W
         positions=tensor(np.concatenate(positions) if positions else []),
         sizes=tuple(sizes),
         masks=tuple(masks),
+        lengths=tuple(vectors + length for length in lengths),
         rows=tensor(np.repeat(order, lengths) if order else []),
         targets=tensor([rows[i].answer[0] for i in answered]),
         owners=tensor(answered),
@@ -97,7 +100,8 @@ def means(base: BaseModel, prefix: Prefix | None, laid: Whole) -> torch.Tensor:
         vectors = torch.cat([prefix.vectors.to(vectors.dtype), vectors])
     keys = None if prefix is None or prefix.vectors is not None else prefix
     masks = [mask.to(vectors.dtype) for mask in laid.masks]
-    hidden = run_pass(base, vectors.index_select(0, laid.places), laid.positions, PackedRows(keys, laid.sizes, masks))
+    run = PackedRows(keys, laid.sizes, masks, lengths=laid.lengths, causal=False)
+    hidden = run_pass(base, vectors.index_select(0, laid.places), laid.positions, run)
     own = hidden.index_select(0, laid.own).to(torch.promote_types(hidden.dtype, torch.float32))
     sums = own.new_zeros(laid.count, own.shape[1]).index_add(0, laid.rows, own)
     return sums / torch.bincount(laid.rows, minlength=laid.count)[:, None]

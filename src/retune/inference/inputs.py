@@ -100,6 +100,8 @@ class Packed:
     """The answer tokens, [K]."""
     owners: torch.Tensor
     """Number of the row of each answer token, [K]."""
+    lengths: tuple[int, ...]
+    """Tokens of each row in packed order; empty where a tree follows each, whose nodes do not all see each other."""
 
     @property
     def count(self) -> int:
@@ -143,6 +145,7 @@ def pack(rows: Sequence[EncodedRow], size: int, device: torch.device | None = No
         _tensor(sources, device),
         _tensor(targets, device),
         _tensor(owners, device),
+        () if more else tuple(lengths),
     )
 
 
