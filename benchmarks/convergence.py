@@ -178,7 +178,7 @@ def _peft_run(path: Path, base: BaseModel, prompt: Prompt, splits: PreprocessRes
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
     )
-    batches = epoch_batches(len(train), settings.batch_size, settings.epochs, settings.seed)
+    batches = epoch_batches([len(row) for row in train], settings)
     train_with([train[i] for _, numbers in batches for i in numbers])  # Retune's batches, as one epoch
     return run
 

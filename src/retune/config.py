@@ -153,6 +153,9 @@ class Tune(Section):
     epochs: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Rows per optimizer step."""
+    batch_tokens: Annotated[int | None, Field(ge=1)] = None
+    """Tokens per optimizer step, in place of batch_size: as many rows as they hold, at least one. None: batch_size rows, whatever their
+    length."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     """Optimizer steps of linear warm-up; the rate then falls linearly to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -101,10 +101,11 @@ class _Run:
         self.base, self.tuned, self.train, self.settings, self.stop = base, tuned, train, settings, stop
         parameters = list(tuned.parameters.values())
         self.optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay)
-        self.total = total_steps(len(train), settings.batch_size, settings.epochs)
         with torch.no_grad():
             prefix = tuned.prefix()
         self.held_out, self.carried = validation_batches(base, validation, prefix), carried(base, prefix)
+        self.lengths = [len(row) + self.carried for row in train]
+        self.total = total_steps(self.lengths, settings)
         self.tokens: int | None = None  # of a part of a batch; None: a batch is one part
         self.began = False
         self.step, self.curve = 0, list[CurveRow]()
@@ -116,8 +117,7 @@ class _Run:
 
     def go(self, on_step: OnStep, checkpoint: Checkpoint | None) -> None:
         settings = self.settings
-        batches = enumerate(epoch_batches(len(self.train), settings.batch_size, settings.epochs, settings.seed), 1)
-        for step, (epoch, numbers) in batches:
+        for step, (epoch, numbers) in enumerate(epoch_batches(self.lengths, settings), 1):
             if step <= self.step:
                 continue
             if self._patience_is_over():

@@ -87,7 +87,7 @@ def test_every_step_is_that_of_a_plain_peft_loop(llama):
         weight.copy_(start)
     optimizer = torch.optim.AdamW([weight], lr=0.05, betas=(0.8, 0.95), weight_decay=0.1)
     losses = []
-    for step, (_, numbers) in enumerate(epoch_batches(32, 8, 2, 13), 1):
+    for step, (_, numbers) in enumerate(epoch_batches([1] * 32, Tune(batch_size=8, epochs=2, seed=13)), 1):
         batch = tiny.padded([train[i] for i in numbers], "right")
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, 0.05, 3, 8)
         loss = model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
@@ -270,6 +270,27 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bytes(base, tmp
     assert again.best["prompt_embeddings"].numpy().tobytes() == whole.best["prompt_embeddings"].numpy().tobytes()
     assert again.curve == whole.curve
     assert (again.best_step, again.best_validation_loss) == (whole.best_step, whole.best_validation_loss)
+
+
+def test_batches_by_tokens_go_on_in_the_middle_of_an_epoch(llama, tmp_path):
+    rows = encoded(llama, 32, 0)
+    batch_tokens = 3 * max(map(len, rows))
+    whole = run(llama, rows, batch_tokens=batch_tokens)
+    assert whole.steps > 4 * 32 / 8
+    sizes = [len(numbers) for _, numbers in epoch_batches([*map(len, rows)], SETTINGS.model_copy(update={"batch_tokens": batch_tokens}))]
+    assert len(sizes) == whole.steps
+    assert {3, 4} <= set(sizes)
+
+    def die(row):
+        if row["step"] == 7:
+            raise Killed
+
+    checkpoint = Checkpoint(tmp_path / "checkpoint", 0)
+    with pytest.raises(Killed):
+        run(llama, rows, batch_tokens=batch_tokens, on_step=die, checkpoint=checkpoint)
+    again = run(llama, rows, batch_tokens=batch_tokens, checkpoint=checkpoint)
+    assert again.best["prompt_embeddings"].numpy().tobytes() == whole.best["prompt_embeddings"].numpy().tobytes()
+    assert again.curve == whole.curve
 
 
 def test_a_stopped_run_saves_where_it_stands_and_goes_on_from_there(llama, tmp_path):
