@@ -85,17 +85,20 @@ def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> tor
     else:
         hidden = _at(prefix, _hidden(base, prefix, packed, packed.sources), packed.sources)
     weight, bias = _head(base)
+    hidden, targets = hidden.to(weight.device), packed.targets.to(weight.device)  # of a sharded model it may lie elsewhere
     if weight.requires_grad and torch.is_grad_enabled():  # the output embedding learns too: all logits are kept for its gradient
         logits = F.linear(hidden, weight.to(hidden.dtype), bias)
-        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), packed.targets, reduction="none")
-    losses: torch.Tensor = _HeadLoss.apply(hidden, weight, bias, packed.targets)  # type: ignore[no-untyped-call]
-    return losses
+        losses = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
+    else:
+        losses = _HeadLoss.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return losses.to(base.device)
 
 
 def logits_at(base: BaseModel, hidden: torch.Tensor) -> torch.Tensor:
     """hidden: [..., H] -> [..., V], fp32. Without gradients where the output embedding is bf16 and hidden is not."""
     weight, bias = _head(base)
-    return _logits(hidden.reshape(-1, hidden.shape[-1]), weight, bias).view(*hidden.shape[:-1], len(weight)).float()
+    logits = _logits(hidden.reshape(-1, hidden.shape[-1]).to(weight.device), weight, bias)
+    return logits.view(*hidden.shape[:-1], len(weight)).float().to(base.device)
 
 
 @torch.no_grad()
