@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from retune.inference.attention import Prefix
 from retune.inference.base_model import BaseModel
-from retune.inference.decoder import answer_losses
-from retune.inference.inputs import EncodedRow, pack
+from retune.inference.decoder import answer_losses, lay
+from retune.inference.inputs import EncodedRow
 from retune.inference.precision import fast_bf16, multiply_in_fp32
 
 __all__ = [
@@ -119,7 +119,8 @@ def retune_loop(base: BaseModel, start: torch.Tensor) -> Loop:
     def run(rows: Sequence[EncodedRow]) -> float:
         begun = time.perf_counter()
         for at in range(0, len(rows), B):
-            loss = answer_losses(base, Prefix(vectors=soft), pack(rows[at : at + B], len(soft), base.device)).mean()
+            prefix = Prefix(vectors=soft)
+            loss = answer_losses(base, prefix, lay(base, prefix, rows[at : at + B])).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_([soft], 1.0)

@@ -40,7 +40,11 @@ def run_child(what: str, command: Sequence[str], folder: Path, environment: Mapp
             kind, message = json.loads(told[-1].removeprefix(BAD_INPUT))
             raise {"ConfigError": ConfigError, "IntegrityError": IntegrityError}.get(kind, BadInputError)(message)
         killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
-        hint = " It was killed (SIGKILL), mostly for want of memory: lower tune.batch_size or give the worker more." if killed else ""
+        hint = (
+            " It was killed (SIGKILL), mostly for want of memory: lower tune.batch_size (or tune.batch_tokens) or give the worker more."
+            if killed
+            else ""
+        )
         raise StageError(f"{what} failed with exit code {code}.{hint} Its last lines:\n" + "\n".join(tail))
 
 

@@ -154,8 +154,8 @@ class Tune(Section):
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Rows per optimizer step."""
     batch_tokens: Annotated[int | None, Field(ge=1)] = None
-    """Tokens per optimizer step, in place of batch_size: as many rows as they hold, at least one. None: batch_size rows, whatever their
-    length."""
+    """Tokens per optimizer step, in place of batch_size: as many rows as they hold, at least one. Prompt and answer count, and virtual
+    tokens too on an encoder or encoder-decoder, where each row has its own. None: batch_size rows, whatever their length."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     """Optimizer steps of linear warm-up; the rate then falls linearly to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

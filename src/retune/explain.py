@@ -134,7 +134,7 @@ def explain(tuned: Tuned, rows: Rows) -> Explanation:
 
 def _batches(base: BaseModel, rows: Sequence[EncodedRow], size: int) -> list[Packed]:
     """The rows laid out after P = `size` virtual tokens."""
-    return [pack([rows[i] for i in numbers], size, base.device) for numbers in sorted_batches(rows, VALIDATION_TOKENS)]
+    return [pack([rows[i] for i in numbers], size, base.device, dtype=base.dtype) for numbers in sorted_batches(rows, VALIDATION_TOKENS)]
 
 
 def _loss(base: BaseModel, soft_prompt: torch.Tensor | None, batches: Sequence[Packed]) -> float:
@@ -154,8 +154,7 @@ class RecordedRows:
 
     rows: PackedRows
     prefix: Prefix
-    sources: torch.Tensor
-    """Place of each such token, [K]."""
+    batch: Packed
     masses: list[torch.Tensor] = field(default_factory=list)
     """Per layer [P + 1], fp64: mean over the heads, sum over the K tokens, for each virtual token and for all of the text."""
 
@@ -163,10 +162,10 @@ class RecordedRows:
         prefix = self.prefix.keys[layer]  # [G, P, D]
         groups, size, _ = prefix.shape
         total = q.new_zeros(size + 1, dtype=torch.float64)
-        ends = list(accumulate(self.rows.sizes))
-        for end, tokens, mask in zip(ends, self.rows.sizes, self.rows.masks, strict=True):
+        sources = self.batch.sources
+        for end, tokens, mask in zip(accumulate(self.batch.sizes), self.batch.sizes, self.batch.masks, strict=True):
             start = end - tokens
-            places = self.sources[(self.sources >= start) & (self.sources < end)]
+            places = sources[(sources >= start) & (sources < end)]
             keys = torch.cat([prefix, k[:, start:end]], 1)  # [G, P + n, D]
             queries = (q[:, places] * scale).reshape(groups, -1, q.shape[-1])  # [G, H/G * k, D]
             hidden = mask[places - start].repeat(queries.shape[1] // max(1, len(places)), 1)  # [H/G * k, P + n]
@@ -188,9 +187,8 @@ def attention_masses(base: BaseModel, soft_prompt: torch.Tensor, batches: Sequen
     total = torch.zeros(len(soft_prompt) + 1, dtype=torch.float64)
     even, count = 0.0, 0
     for batch in batches:
-        vectors = base.embed(batch.ids)
-        run = RecordedRows(PackedRows(prefix, batch.sizes, [mask.to(vectors.dtype) for mask in batch.masks]), prefix, batch.sources)
-        run_pass(base, vectors, batch.positions, run)
+        run = RecordedRows(PackedRows(prefix, batch), prefix, batch)
+        run_pass(base, base.embed(batch.ids), batch.positions, run)
         total += torch.stack([mass.cpu() for mass in run.masses]).mean(0)
         even += float((1 / (batch.positions[batch.sources] + 1).double()).sum())
         count += len(batch.sources)

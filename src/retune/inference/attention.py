@@ -21,9 +21,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from retune.inference.together import attend_together
-from retune.inference.varlen import Sequences, has_kernel, sequences
+from retune.inference.varlen import Sequences, has_kernel
 
-__all__ = ["DENSE", "IMPLEMENTATION", "Decoding", "PackedRows", "Pass", "Prefix", "PrefixAndRows", "PrefixRun"]
+__all__ = ["DENSE", "IMPLEMENTATION", "Decoding", "PackedRows", "Pass", "Prefix", "PrefixAndRows", "PrefixRun", "Rows"]
 
 IMPLEMENTATION = "retune"
 """Name of the attention implementation."""
@@ -75,35 +75,46 @@ class PrefixRun:
         return F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale)[0].transpose(0, 1)
 
 
+class Rows(Protocol):
+    """Rows laid end to end. Chunks are whole rows that follow each other; each attends to the prefix and to itself."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Tokens of each chunk; they add up to T."""
+        ...
+
+    @property
+    def masks(self) -> Sequence[torch.Tensor]:
+        """Per chunk of n tokens [n, P + n], of the model's type: 0 where a token may look, -inf elsewhere."""
+        ...
+
+    def sequences(self, with_prefix: bool = False) -> Sequences | None:
+        """The same for a kernel that needs no masks; None where only masks say it."""
+        ...
+
+
 @dataclass
 class PackedRows:
-    """A run over rows laid end to end. Chunks are whole rows that follow each other; each attends to the prefix and to itself."""
+    """A run over rows."""
 
     prefix: Prefix | None
-    sizes: Sequence[int]
-    """Tokens of each chunk; they add up to T."""
-    masks: Sequence[torch.Tensor]
-    """Per chunk of n tokens [n, P + n]: 0 where a token may look, -inf elsewhere."""
+    rows: Rows
     kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     """A list to fill with each layer's keys and values, [G, T, D]; None: they are not kept."""
-    lengths: Sequence[int] = ()
-    """Tokens of each row, where the masks keep rows apart and do nothing else: a kernel without masks may serve. Empty: none may."""
-    causal: bool = True
-    """Whether a row's token sees those before it alone."""
 
     @cached_property
-    def _sequences(self) -> Sequences:
-        return sequences(self.lengths, 0 if self.prefix is None else self.prefix.size, self.masks[0].device, causal=self.causal)
+    def _sequences(self) -> Sequences | None:
+        return self.rows.sequences()
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         if self.kept is not None:
             self.kept.append((k, v))
         prefix = None if self.prefix is None else (self.prefix.keys[layer], self.prefix.values[layer])
-        if self.lengths and has_kernel(q, k):
+        if has_kernel(q, k) and self._sequences is not None:
             if prefix is not None:
                 k, v = torch.cat([prefix[0], k], 1), torch.cat([prefix[1], v], 1)
             return self._sequences.attend(q, k, v, scale)
-        return _attend_rows(prefix, self.sizes, self.masks, q * scale, k, v)
+        return _attend_rows(prefix, self.rows, q * scale, k, v)
 
 
 @dataclass
@@ -112,26 +123,23 @@ class PrefixAndRows:
 
     size: int
     """P: the first tokens."""
-    sizes: Sequence[int]
-    """As in `PackedRows`."""
-    masks: Sequence[torch.Tensor]
-    lengths: Sequence[int]
-    """Tokens of each row."""
+    rows: Rows
 
     @cached_property
-    def _sequences(self) -> Sequences:
-        return sequences(self.lengths, self.size, self.masks[0].device, with_prefix=True)
+    def _sequences(self) -> Sequences | None:
+        return self.rows.sequences(with_prefix=True)
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-        if q.device.type == "cpu" and max(self.sizes, default=0) and max(self.size, *self.sizes) <= DENSE:
-            return attend_together(q, k, v, scale, self.size, self.sizes, self.masks)
-        if has_kernel(q, k):
+        sizes = self.rows.sizes
+        if q.device.type == "cpu" and max(sizes, default=0) and max(self.size, *sizes) <= DENSE:
+            return attend_together(q, k, v, scale, self.size, sizes, self.rows.masks)
+        if has_kernel(q, k) and self._sequences is not None:
             return self._sequences.attend(q, k, v, scale)
         prefix = PrefixRun()
-        rows = [self.size, k.shape[1] - self.size]
-        (first_q, q), (first_k, k), (first_v, v) = (torch.split(x, rows, 1) for x in (q, k, v))
+        split = [self.size, k.shape[1] - self.size]
+        (first_q, q), (first_k, k), (first_v, v) = (torch.split(x, split, 1) for x in (q, k, v))
         first = prefix.attend(layer, first_q, first_k, first_v, scale)
-        return torch.cat([first, _attend_rows((first_k, first_v), self.sizes, self.masks, q * scale, k, v)])
+        return torch.cat([first, _attend_rows((first_k, first_v), self.rows, q * scale, k, v)])
 
 
 @dataclass
@@ -170,8 +178,7 @@ class Decoding:
 
 def _attend_rows(
     prefix: tuple[torch.Tensor, torch.Tensor] | None,
-    sizes: Sequence[int],
-    masks: Sequence[torch.Tensor],
+    rows: Rows,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -180,7 +187,7 @@ def _attend_rows(
     k, v = _for_all_heads(q, k, v)
     before = None if prefix is None else _for_all_heads(q, *prefix)
     parts = []
-    for queries, keys, values, mask in zip(*(torch.split(x, list(sizes), 1) for x in (q, k, v)), masks, strict=True):
+    for queries, keys, values, mask in zip(*(torch.split(x, list(rows.sizes), 1) for x in (q, k, v)), rows.masks, strict=True):
         if before is not None:
             keys, values = torch.cat([before[0], keys], 1), torch.cat([before[1], values], 1)
         parts.append(_attend(queries, keys, values, mask.to(q.device)).transpose(0, 1))

@@ -49,7 +49,7 @@ def run_prefix(base: BaseModel, soft_prompt: torch.Tensor) -> Prefix:
 
 def lay(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow]) -> Packed:
     """The rows as they follow the prefix, with their answers."""
-    return pack(rows, 0 if prefix is None else prefix.size, base.device)
+    return pack(rows, 0 if prefix is None else prefix.size, base.device, dtype=base.dtype)
 
 
 def run_packed(
@@ -60,9 +60,7 @@ def run_packed(
     asked: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Hidden states of all tokens, [T, H]. kept: filled with each layer's keys and values. asked: as for `run_pass`."""
-    vectors = base.embed(packed.ids)
-    masks = [mask.to(vectors.dtype) for mask in packed.masks]
-    return run_pass(base, vectors, packed.positions, PackedRows(prefix, packed.sizes, masks, kept, packed.lengths), asked)
+    return run_pass(base, base.embed(packed.ids), packed.positions, PackedRows(prefix, packed, kept), asked)
 
 
 def _run_together(base: BaseModel, soft_prompt: torch.Tensor, packed: Packed) -> torch.Tensor:
@@ -71,8 +69,7 @@ def _run_together(base: BaseModel, soft_prompt: torch.Tensor, packed: Packed) ->
     tokens = base.embed(packed.ids)
     vectors = torch.cat([soft_prompt.to(tokens.dtype), tokens])
     positions = torch.cat([torch.arange(size, device=base.device), packed.positions])
-    masks = [mask.to(tokens.dtype) for mask in packed.masks]
-    return run_pass(base, vectors, positions, PrefixAndRows(size, packed.sizes, masks, packed.lengths), packed.sources + size)
+    return run_pass(base, vectors, positions, PrefixAndRows(size, packed), packed.sources + size)
 
 
 def answer_losses(base: BaseModel, prefix: Prefix | None, packed: Packed) -> torch.Tensor:
@@ -107,7 +104,7 @@ def score_batch(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRo
 
     One run: each row is followed by the tree of all labels, so that neither a row nor a common beginning is read twice.
     """
-    packed = pack(rows, 0 if prefix is None else prefix.size, base.device, tree)
+    packed = pack(rows, 0 if prefix is None else prefix.size, base.device, tree, base.dtype)
     nodes = torch.from_numpy(np.arange(1, len(tree) + 1)).to(base.device)
     # A row without a prompt is followed by its nodes all the same: they stand where the rows in packed order say.
     starts = _tree_starts(rows, packed, len(tree)).to(base.device)
@@ -137,7 +134,7 @@ def generate_steps(
     are no part of a release.
     """
     size = 0 if prefix is None else prefix.size
-    packed = pack(rows, size, base.device)
+    packed = lay(base, prefix, rows)
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     hidden = _hidden(base, prefix, packed, packed.ends, kept)
     last = _at(prefix, hidden, packed.ends)  # [N, H]

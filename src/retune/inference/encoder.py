@@ -7,6 +7,7 @@ starts at 0: the template alone gives every label the same share.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -19,6 +20,7 @@ from retune.inference.attention import PackedRows, Prefix
 from retune.inference.base_model import BaseModel
 from retune.inference.decoder import run_pass
 from retune.inference.inputs import EncodedRow, LabelTree, chunks
+from retune.inference.varlen import Sequences, sequences
 
 __all__ = ["Whole", "answer_losses", "generate_steps", "lay", "means", "run_prefix", "score_batch"]
 
@@ -37,10 +39,12 @@ class Whole:
     """[T]"""
     sizes: tuple[int, ...]
     """Tokens of each chunk of whole rows."""
-    masks: tuple[torch.Tensor, ...]
-    """Per chunk of n tokens [n, P' + n], fp32: 0 within a row, -inf elsewhere. P': keys and values before each row."""
     lengths: tuple[int, ...]
     """Tokens of each row, its virtual ones included; the shortest first."""
+    before: int
+    """P': keys and values before each row."""
+    dtype: torch.dtype
+    """Of the masks."""
     rows: torch.Tensor
     """Number of the row of each own token, in the order of `ids`."""
     targets: torch.Tensor
@@ -49,6 +53,21 @@ class Whole:
     """Number of the row of each target, [N]."""
     count: int
     """N."""
+
+    @cached_property
+    def masks(self) -> tuple[torch.Tensor, ...]:
+        """Per chunk of n tokens [n, P' + n]: 0 within a row, -inf elsewhere."""
+        masks = []
+        for chunk in chunks(self.lengths):
+            of_row = np.repeat(np.arange(chunk.stop - chunk.start), self.lengths[chunk])
+            mask = np.where(of_row[:, None] == of_row[None, :], 0, -np.inf).astype(np.float32)
+            mask = np.concatenate([np.zeros((len(mask), self.before), dtype=np.float32), mask], 1)
+            masks.append(torch.from_numpy(mask).to(self.ids.device, self.dtype))
+        return tuple(masks)
+
+    def sequences(self, with_prefix: bool = False) -> Sequences:
+        """The same for a kernel that needs no masks."""
+        return sequences(self.lengths, self.before, self.ids.device, with_prefix, causal=False)
 
 
 def run_prefix(base: BaseModel, soft_prompt: torch.Tensor) -> Prefix:  # noqa: ARG001 - nothing of it can be computed before the rows
@@ -64,12 +83,7 @@ def lay(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow]) -> W
     lengths = [len(rows[i].prompt) for i in order]
     starts = [0, *accumulate(lengths)]  # in `ids`
     places = [np.r_[:vectors, vectors + start : vectors + start + length] for start, length in zip(starts, lengths, strict=False)]
-    masks, sizes = [], []
-    for chunk in chunks([vectors + length for length in lengths]):
-        of_row = np.repeat(np.arange(chunk.stop - chunk.start), [vectors + length for length in lengths[chunk]])
-        mask = np.where(of_row[:, None] == of_row[None, :], 0, -np.inf).astype(np.float32)
-        masks.append(torch.from_numpy(np.concatenate([np.zeros((len(mask), before), dtype=np.float32), mask], 1)).to(base.device))
-        sizes.append(len(mask))
+    whole = tuple(vectors + length for length in lengths)
     from_all = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
     first = base.first_position + before
     positions = [np.arange(first, first + vectors + length) for length in lengths]
@@ -83,9 +97,10 @@ def lay(base: BaseModel, prefix: Prefix | None, rows: Sequence[EncodedRow]) -> W
         places=tensor(from_all),
         own=tensor(np.flatnonzero(from_all >= vectors)),
         positions=tensor(np.concatenate(positions) if positions else []),
-        sizes=tuple(sizes),
-        masks=tuple(masks),
-        lengths=tuple(vectors + length for length in lengths),
+        sizes=tuple(sum(whole[chunk]) for chunk in chunks(whole)),
+        lengths=whole,
+        before=before,
+        dtype=base.dtype,
         rows=tensor(np.repeat(order, lengths) if order else []),
         targets=tensor([rows[i].answer[0] for i in answered]),
         owners=tensor(answered),
@@ -99,9 +114,7 @@ def means(base: BaseModel, prefix: Prefix | None, laid: Whole) -> torch.Tensor:
     if prefix is not None and prefix.vectors is not None:
         vectors = torch.cat([prefix.vectors.to(vectors.dtype), vectors])
     keys = None if prefix is None or prefix.vectors is not None else prefix
-    masks = [mask.to(vectors.dtype) for mask in laid.masks]
-    run = PackedRows(keys, laid.sizes, masks, lengths=laid.lengths, causal=False)
-    hidden = run_pass(base, vectors.index_select(0, laid.places), laid.positions, run)
+    hidden = run_pass(base, vectors.index_select(0, laid.places), laid.positions, PackedRows(keys, laid))
     own = hidden.index_select(0, laid.own).to(torch.promote_types(hidden.dtype, torch.float32))
     sums = own.new_zeros(laid.count, own.shape[1]).index_add(0, laid.rows, own)
     return sums / torch.bincount(laid.rows, minlength=laid.count)[:, None]

@@ -7,6 +7,7 @@ as positions: such a row differs from the same row alone (peft issues 1093, 1212
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from retune.errors import BadInputError
 from retune.inference.base_model import BaseModel
 from retune.inference.encoding import Encoder, Rows, records
+from retune.inference.varlen import Sequences, sequences
 
 __all__ = [
     "CHUNK",
@@ -88,8 +90,6 @@ class Packed:
     """[T], from P."""
     sizes: tuple[int, ...]
     """Tokens of each chunk of whole rows."""
-    masks: tuple[torch.Tensor, ...]
-    """Per chunk of n tokens [n, P + n], fp32: 0 where a token may look, -inf elsewhere."""
     order: tuple[int, ...]
     """Number of the row at each place, N."""
     ends: torch.Tensor
@@ -101,16 +101,40 @@ class Packed:
     owners: torch.Tensor
     """Number of the row of each answer token, [K]."""
     lengths: tuple[int, ...]
-    """Tokens of each row in packed order; empty where a tree follows each, whose nodes do not all see each other."""
+    """Tokens of each row before a tree, in packed order."""
+    size: int
+    """P."""
+    tree: LabelTree | None
+    dtype: torch.dtype
+    """Of the masks."""
 
     @property
     def count(self) -> int:
         """N."""
         return len(self.order)
 
+    @cached_property
+    def masks(self) -> tuple[torch.Tensor, ...]:
+        """Per chunk of n tokens [n, P + n]: 0 where a token may look, -inf elsewhere."""
+        more = 0 if self.tree is None else len(self.tree)
+        masks = (_mask(self.lengths[chunk], self.tree) for chunk in chunks([length + more for length in self.lengths]))
+        before = (np.concatenate([np.zeros((len(mask), self.size), dtype=np.float32), mask], 1) for mask in masks)
+        return tuple(torch.from_numpy(mask).to(self.ids.device, self.dtype) for mask in before)
 
-def pack(rows: Sequence[EncodedRow], size: int, device: torch.device | None = None, tree: LabelTree | None = None) -> Packed:
-    """size: P. tree: continuations that are laid after each row, each node seeing its row and its own beginning."""
+    def sequences(self, with_prefix: bool = False) -> Sequences | None:
+        """The same for a kernel that needs no masks, the virtual tokens' own attention too, if asked; None where trees follow the rows."""
+        return None if self.tree is not None else sequences(self.lengths, self.size, self.ids.device, with_prefix)
+
+
+def pack(
+    rows: Sequence[EncodedRow],
+    size: int,
+    device: torch.device | None = None,
+    tree: LabelTree | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Packed:
+    """size: P. tree: continuations that are laid after each row, each node seeing its row and its own beginning. dtype: the model's."""
+    tree = tree if tree is not None and len(tree) else None
     texts = [row.read for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(texts[i]))
     more = 0 if tree is None else len(tree)
@@ -127,25 +151,23 @@ def pack(rows: Sequence[EncodedRow], size: int, device: torch.device | None = No
         sources.append(np.array([first, *range(start + len(row.prompt), start + length)][: len(row.answer)], dtype=np.int64))
         targets.append(np.array(row.answer, dtype=np.int64))
         owners.append(np.full(len(row.answer), i, dtype=np.int64))
-        if tree is not None and more:
+        if tree is not None:
             ids.append(tree.ids)
             positions.append(size + length + tree.depths)
-    sizes, masks = [], []
-    for chunk in chunks([length + more for length in lengths]):
-        mask = _mask(lengths[chunk], tree if more else None)
-        sizes.append(len(mask))
-        masks.append(torch.from_numpy(np.concatenate([np.zeros((len(mask), size), dtype=np.float32), mask], 1)).to(device))
+    laid = [length + more for length in lengths]
     return Packed(
         _tensor(ids, device),
         _tensor(positions, device),
-        tuple(sizes),
-        tuple(masks),
+        tuple(sum(laid[chunk]) for chunk in chunks(laid)),
         tuple(order),
         _tensor([ends], device),
         _tensor(sources, device),
         _tensor(targets, device),
         _tensor(owners, device),
-        () if more else tuple(lengths),
+        tuple(lengths),
+        size,
+        tree,
+        dtype,
     )
 
 

@@ -11,8 +11,6 @@ __all__ = ["epoch_batches", "learning_rate_at", "total_steps"]
 
 def total_steps(lengths: Sequence[int], settings: Tune) -> int:
     """Optimizer steps of `epoch_batches`."""
-    if settings.batch_tokens is None:
-        return settings.epochs * -(-len(lengths) // settings.batch_size)
     return sum(1 for _ in epoch_batches(lengths, settings))
 
 
@@ -39,5 +37,4 @@ def epoch_batches(lengths: Sequence[int], settings: Tune) -> Iterator[tuple[int,
             batches = [numbers[start : start + settings.batch_size] for start in range(0, len(numbers), settings.batch_size)]
         else:
             batches = by_tokens(numbers, [lengths[i] for i in numbers], settings.batch_tokens)
-        for batch in batches:
-            yield epoch, batch
+        yield from ((epoch, batch) for batch in batches)

@@ -67,8 +67,8 @@ def optimise(
     tuned: its parameters are changed in place. checkpoint: read first and written as the run goes; a run that goes on from one ends with
     the bytes of an undisturbed run. stop: its StoppedError is passed on once the state is saved.
 
-    The same arguments on the same machine with the same number of threads give the same bytes. In a process group (see `processes`)
-    every process returns the same.
+    On a CPU, the same arguments on the same machine with the same number of threads give the same bytes. In a process group (see
+    `processes`) every process returns the same.
 
     Raises DivergedError if a loss or the gradient is not finite, StageError if memory does not suffice for a single row.
     """

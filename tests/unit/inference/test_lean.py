@@ -21,7 +21,7 @@ def test_the_last_layer_answers_where_it_is_asked_and_as_without_being_asked(kin
     asked = torch.tensor([3, 8, 22, -1, 52])
     kept = [], []
     every, some = (
-        run_pass(base, vectors, packed.positions, PackedRows(None, packed.sizes, packed.masks, own), places)
+        run_pass(base, vectors, packed.positions, PackedRows(None, packed, own), places)
         for own, places in zip(kept, (None, asked), strict=True)
     )
     places = asked[asked >= 0]
@@ -51,7 +51,7 @@ def test_weights_that_learn_have_their_gradient(kind):
     base = tiny.make_base(kind)
     base.model.requires_grad_(True)
     packed = pack([tiny.EncodedRow([5, 6, 7, 8], [])], 0)
-    run = PackedRows(None, packed.sizes, packed.masks)
+    run = PackedRows(None, packed)
     gradients = []
     for asked in (None, torch.tensor([3])):
         base.model.zero_grad()

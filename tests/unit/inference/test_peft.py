@@ -49,7 +49,7 @@ def test_loss_and_gradient_are_pefts(kind, size, padding, dtype):
 
     for run in (lambda vectors: Prefix(vectors=vectors), lambda vectors: run_prefix(base, vectors)):  # with the rows, and before them
         tuned = soft.clone().requires_grad_(True)
-        loss = answer_losses(base, run(tuned), pack(ROWS, size)).mean()
+        loss = answer_losses(base, run(tuned), pack(ROWS, size, dtype=dtype)).mean()
         loss.backward()
         assert loss.item() == pytest.approx(expected, rel=loss_tolerance)
         assert ((tuned.grad - gradient).norm() / gradient.norm()).item() < gradient_tolerance

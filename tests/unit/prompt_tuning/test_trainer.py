@@ -280,17 +280,27 @@ def test_batches_by_tokens_go_on_in_the_middle_of_an_epoch(llama, tmp_path):
     sizes = [len(numbers) for _, numbers in epoch_batches([*map(len, rows)], SETTINGS.model_copy(update={"batch_tokens": batch_tokens}))]
     assert len(sizes) == whole.steps
     assert {3, 4} <= set(sizes)
+    assert sum(sizes[:7]) % 32, "step 7 ends an epoch"
 
     def die(row):
         if row["step"] == 7:
             raise Killed
 
-    checkpoint = Checkpoint(tmp_path / "checkpoint", 0)
+    checkpoint, seen = Checkpoint(tmp_path / "checkpoint", 0), []
     with pytest.raises(Killed):
         run(llama, rows, batch_tokens=batch_tokens, on_step=die, checkpoint=checkpoint)
-    again = run(llama, rows, batch_tokens=batch_tokens, checkpoint=checkpoint)
+    again = run(llama, rows, batch_tokens=batch_tokens, on_step=lambda row: seen.append(row["step"]), checkpoint=checkpoint)
+    assert seen == list(range(7, whole.steps + 1))
     assert again.best["prompt_embeddings"].numpy().tobytes() == whole.best["prompt_embeddings"].numpy().tobytes()
     assert again.curve == whole.curve
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("llama", 4), ("t5", 8)])
+def test_virtual_tokens_count_where_each_row_has_its_own(kind, steps):
+    base = tiny.make_base(kind)
+    rows, start = [EncodedRow([10, 11, 12], [40, 1])] * 8, initial_prompt("sampled_vocabulary", base, 4, 13)
+    settings = SETTINGS.model_copy(update={"epochs": 1, "batch_tokens": 10})
+    assert optimise(base, SoftPrompt(base, start), rows, rows, settings).steps == steps
 
 
 def test_a_stopped_run_saves_where_it_stands_and_goes_on_from_there(llama, tmp_path):
